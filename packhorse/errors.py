@@ -1,0 +1,128 @@
+"""Every error that Packhorse raises on purpose, with its HTTP status and whether a retry may help.
+
+    PackhorseError
+     +- ConfigError               a bad flag, variable or file; the process exits with status 2
+     |   +- UnsupportedModelError the model needs something that is not built; names it
+     +- RequestError              400  the client's request is wrong
+     |   +- ContextLengthError    400  prompt and completion do not fit the model or any worker
+     |   +- AuthenticationError   401  missing or wrong API key
+     |   +- ModelNotFoundError    404  the model is not served here
+     +- OverloadedError           429  queue full (retry)
+     +- JobCancelledError         499  the client left
+     +- WorkerLostError           502  a worker died while it held the job (retry)
+     +- UnavailableError          503  no worker of a role, or no scheduler (retry)
+     +- DeadlineError             504  a job state outlived its deadline (retry)
+     +- TransportError            502  (retry)
+         +- LinkClosedError            the peer went away
+         +- LinkTimeoutError           connect, send or receive took too long
+         +- HandshakeError             format, version or secret differ; not retryable
+         +- FrameError                 oversized, malformed or corrupt frame
+
+`ErrorInfo` (transport.messages) carries one of these between processes: `code` names the class.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PackhorseError(Exception):
+    """Base of the tree. `code` is stable and machine-readable, `param` names the request field at fault."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class ConfigError(PackhorseError):
+    code = "bad_config"
+
+
+class UnsupportedModelError(ConfigError):
+    code = "unsupported_model"
+
+
+class RequestError(PackhorseError):
+    status = 400
+    code = "invalid_request"
+
+
+class ContextLengthError(RequestError):
+    code = "context_length_exceeded"
+
+
+class AuthenticationError(RequestError):
+    status = 401
+    code = "invalid_api_key"
+
+
+class ModelNotFoundError(RequestError):
+    status = 404
+    code = "model_not_found"
+
+
+class OverloadedError(PackhorseError):
+    status = 429
+    code = "overloaded"
+    retryable = True
+
+
+class JobCancelledError(PackhorseError):
+    status = 499
+    code = "cancelled"
+
+
+class WorkerLostError(PackhorseError):
+    status = 502
+    code = "worker_lost"
+    retryable = True
+
+
+class UnavailableError(PackhorseError):
+    status = 503
+    code = "unavailable"
+    retryable = True
+
+
+class DeadlineError(PackhorseError):
+    status = 504
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class TransportError(PackhorseError):
+    status = 502
+    code = "transport_error"
+    retryable = True
+
+
+class LinkClosedError(TransportError):
+    code = "link_closed"
+
+
+class LinkTimeoutError(TransportError):
+    code = "link_timeout"
+
+
+class HandshakeError(TransportError):
+    code = "handshake_refused"
+    retryable = False
+
+
+class FrameError(TransportError):
+    code = "bad_frame"
+
+
+def _tree(root: type[PackhorseError]) -> list[type[PackhorseError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
+
+
+def from_code(code: str, message: str, param: str | None = None) -> PackhorseError:
+    """The error whose class has this `code`; an unknown code becomes a plain PackhorseError."""
+    kinds = {kind.code: kind for kind in _tree(PackhorseError)}
+    return kinds.get(code, PackhorseError)(message, param=param)
