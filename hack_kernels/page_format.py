@@ -83,7 +83,9 @@ class PageFormat:
             return cls(head_dim, dtype)
         match = re.fullmatch(r"k([248])v([248])", name)
         if not match:
-            raise ValueError(f"KV format {name!r} is not 'raw' or k<bits>v<bits> with bits of 2, 4 or 8, such as 'k4v2'")
+            raise ValueError(
+                f"KV format {name!r} is not 'raw' or k<bits>v<bits> with bits of 2, 4 or 8, such as 'k4v2'"
+            )
         return cls(head_dim, dtype, int(match[1]), int(match[2]))
 
     @property

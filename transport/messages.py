@@ -98,7 +98,9 @@ class WorkerInfo(Model):
     layout: KVLayout
     max_context_tokens: int
     max_jobs: int = Field(description="jobs that it holds at once")
-    data_address: str | None = Field(default=None, description="decode: where page streams connect, with the link's scheme")
+    data_address: str | None = Field(
+        default=None, description="decode: where page streams connect, with the link's scheme"
+    )
     capacity_pages: int = Field(default=0, description="decode: pages in the pool")
     link: str = "zmq"
     backend: str = Field(default="reference", description="kernel back end in use")
