@@ -152,7 +152,7 @@ class PageFormat:
         """Field `name` of `pages` (uint8 [..., page_bytes], the last dimension contiguous) as [..., *shape], sharing memory."""
         field = self.fields[name]
         flat = pages[..., field.offset : field.offset + field.num_bytes].view(field.dtype)
-        return flat.unflatten(-1, field.shape) if len(field.shape) > 1 else flat
+        return flat.reshape(*flat.shape[:-1], *field.shape)
 
 
 def _align(offset: int) -> int:
