@@ -1,0 +1,122 @@
+"""The decode engine: continuous batching on its own thread, one token per running job and step.
+
+A job joins the batch at the next step after it was added and leaves it in the step that samples its last token. It knows
+nothing of the network; what a step yields goes to the `emit` callback on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from decode.batch import DecodeBatch, DecodeSequence
+from decode.pool import PagePool
+from model.adapter import Model
+from model.sampler import Sampled, sample
+from model.step_thread import StepThread
+from packhorse.errors import PackhorseError
+from transport.messages import TokenOutput
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step yields: a token per job, and the jobs that failed in it. Finished and failed jobs have left the batch."""
+
+    outputs: list[tuple[DecodeSequence, TokenOutput]]
+    failed: list[tuple[DecodeSequence, PackhorseError]]
+    seconds: float
+
+
+class DecodeEngine:
+    def __init__(self, model: Model, pool: PagePool, emit: Callable[[Step], None]) -> None:
+        self._model = model
+        self._pool = pool
+        self._emit = emit
+        self._running: dict[str, DecodeSequence] = {}  # the thread's own
+        self._loop = asyncio.get_running_loop()
+        self._thread = StepThread("decode-engine", self._step, self._crashed)
+        self._thread.start()
+
+    async def stop(self, timeout_seconds: float) -> None:
+        await asyncio.to_thread(self._thread.stop, timeout_seconds)
+
+    def add(self, sequence: DecodeSequence) -> None:
+        """The sequence's pages and residual are complete; it joins the batch at the next step."""
+        self._thread.submit(lambda: self._running.__setitem__(sequence.job.job_id, sequence))
+
+    async def drop(self, job_id: str) -> None:
+        """Returns once no step touches the job's memory any more; unknown jobs are fine."""
+        gone = asyncio.Event()
+
+        def remove() -> None:
+            self._running.pop(job_id, None)
+            self._loop.call_soon_threadsafe(gone.set)
+
+        self._thread.submit(remove)
+        await gone.wait()
+
+    # ---- on the engine's thread
+
+    def _step(self) -> bool:
+        if not self._running:
+            return False
+        started = time.monotonic()
+        sequences = list(self._running.values())
+        batch = DecodeBatch(self._pool, sequences)
+        logits = self._model.forward(batch.tokens, batch.positions, batch, batch.logits_at)
+        sampled, failed = _sample(sequences, logits)
+        outputs = [(sequence, self._advance(sequence, token)) for sequence, token in sampled]
+        for sequence, _ in failed:
+            del self._running[sequence.job.job_id]
+        step = Step(outputs, failed, time.monotonic() - started)
+        self._loop.call_soon_threadsafe(self._emit, step)
+        return bool(self._running)
+
+    def _advance(self, sequence: DecodeSequence, sampled: Sampled) -> TokenOutput:
+        """Takes a sampled token into the sequence; removes the sequence from the batch if that ends it."""
+        index = sequence.generated
+        sequence.last_token = sampled.token_id
+        sequence.num_tokens += 1
+        sequence.generated += 1
+        reason, stop_string = sequence.finish.push(sampled.token_id)
+        stats = None
+        if reason is not None:
+            del self._running[sequence.job.job_id]
+            stats = sequence.stats.model_copy(update={"completion_tokens": sequence.generated})
+        return TokenOutput(
+            job_id=sequence.job.job_id,
+            index=index,
+            token_id=sampled.token_id,
+            logprob=sampled.logprob,
+            top_logprobs=sampled.top_logprobs,
+            finish_reason=reason,
+            stop_string=stop_string,
+            stats=stats,
+        )
+
+    def _crashed(self, error: Exception) -> None:
+        failed = [(sequence, PackhorseError(f"decode failed: {error}")) for sequence in self._running.values()]
+        self._running.clear()
+        self._loop.call_soon_threadsafe(self._emit, Step([], failed, 0.0))
+
+
+def _sample(
+    sequences: list[DecodeSequence], logits: torch.Tensor
+) -> tuple[list[tuple[DecodeSequence, Sampled]], list[tuple[DecodeSequence, PackhorseError]]]:
+    """logits float32 [batch, vocab] -> the tokens, and the sequences whose logits hold no answer."""
+    broken = logits.isnan().any(dim=-1).tolist()
+    good = [i for i, bad in enumerate(broken) if not bad]
+    failed = [
+        (sequence, PackhorseError(f"job {sequence.job.job_id}: the model's logits are NaN"))
+        for sequence, bad in zip(sequences, broken, strict=True)
+        if bad
+    ]
+    if not good:
+        return [], failed
+    rows = logits if len(good) == len(sequences) else logits[good]
+    tokens = sample(rows, [sequences[i].sampler for i in good])
+    return [(sequences[i], token) for i, token in zip(good, tokens, strict=True)], failed

@@ -1,0 +1,259 @@
+"""The decode worker process: holds reservations, takes page streams in, generates, streams tokens to the gateways.
+
+A job is reserved, then receiving, then running. Whatever ends it (last token, release, failure, lost link) goes through one
+place that takes it out of the engine before its memory is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import ipaddress
+import logging
+import socket
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from decode.batch import DecodeSequence
+from decode.engine import DecodeEngine, Step
+from decode.intake import Intake
+from decode.pool import PagePool
+from model.sampler import SamplerState
+from model.text import FinishRule
+from model.worker import STOP_SECONDS, Worker
+from packhorse.config import DecodeConfig
+from packhorse.errors import ConfigError, JobCancelledError, PackhorseError
+from transport.messages import (
+    JobDone,
+    JobStats,
+    Pages,
+    Reserve,
+    Reserved,
+    Residual,
+    StreamEnd,
+    StreamOpen,
+    TokenOutput,
+    WorkerInfo,
+    WorkerLoad,
+)
+from transport.security import require_secret
+from transport.streams import PageReceiver
+
+log = logging.getLogger(__name__)
+
+_RATE_SECONDS = 5.0  # window of the reported tokens per second
+
+
+class State(enum.Enum):
+    RESERVED = "reserved"
+    RECEIVING = "receiving"
+    RUNNING = "running"
+    LEAVING = "leaving"
+
+
+@dataclass
+class Held:
+    """One job on this worker."""
+
+    intake: Intake
+    state: State = State.RESERVED
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class DecodeWorker(Worker):
+    role = "decode"
+    config: DecodeConfig
+
+    def __init__(self, config: DecodeConfig) -> None:
+        super().__init__(config)
+        self._engine: DecodeEngine | None = None
+        self._receiver: PageReceiver | None = None
+        self._jobs: dict[str, Held] = {}
+        self._steps: list[tuple[float, int]] = []  # (when, tokens) of the last seconds
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def _open(self) -> WorkerInfo:
+        info = self.model.info
+        slots = self.config.pool_pages or self.config.pool_bytes // PagePool.slot_bytes(info, self.fmt)
+        if slots < 1:
+            raise ConfigError(
+                f"pool_bytes={self.config.pool_bytes} holds no page of {PagePool.slot_bytes(info, self.fmt)} bytes"
+            )
+        self._pool = PagePool(info, self.fmt, slots, self.config.max_jobs)
+        self._engine = DecodeEngine(self.model, self._pool, self._stepped)
+        bind = f"{self.config.link}://{self.config.data_bind}"
+        require_secret(bind, self.config.secret_bytes)
+        self._receiver = await PageReceiver.listen(
+            bind, self.worker_id, self.layout, sink=self, secret=self.config.secret_bytes
+        )
+        address = advertised(self._receiver.address, self.config.advertise)
+        log.info("pages arrive at %s; pool of %d pages", address, slots)
+        return self.info(max_jobs=self.config.max_jobs, capacity_pages=slots, data_address=address)
+
+    async def _close(self) -> None:
+        if self._receiver is not None:
+            await self._receiver.close()
+            self._receiver = None
+        if self._engine is not None:
+            await self._engine.stop(STOP_SECONDS)
+            self._engine = None
+
+    def load(self) -> WorkerLoad:
+        assert self._receiver is not None
+        return WorkerLoad(
+            jobs=len(self._jobs),
+            pages_used=self._pool.used_slots,
+            residuals_used=self._pool.used_rows,
+            links=self._receiver.num_links,
+            tokens_per_second=self._tokens_per_second(),
+        )
+
+    # ---- the scheduler's messages
+
+    async def receive(self, message: Any) -> None:
+        if not isinstance(message, Reserve):
+            log.warning("a decode worker has no use for %s", message.kind)
+            return
+        job = message.job
+        try:
+            self.check(job)
+            reservation = self._pool.reserve(job.job_id, message.pages)
+        except PackhorseError as error:
+            self.failed(job.job_id, error)
+            return
+        self._jobs[job.job_id] = Held(Intake(job, self._pool, reservation))
+        self.agent.send(Reserved(job_id=job.job_id, worker_id=self.worker_id))
+
+    async def drop(self, job_id: str, error: PackhorseError) -> None:
+        held = self._jobs.get(job_id)
+        if held is None:
+            return
+        if held.state is not State.LEAVING:
+            await self._leave(held)
+        await held.gone.wait()
+
+    async def drop_all(self) -> None:
+        await asyncio.gather(*(self.drop(job_id, JobCancelledError("worker stops")) for job_id in list(self._jobs)))
+
+    def fail_gateway(self, address: str, error: PackhorseError) -> None:
+        for job_id in [job_id for job_id, held in self._jobs.items() if held.intake.job.reply_to == address]:
+            self._fail(job_id, error)
+
+    # ---- the page stream (PageSink)
+
+    def opened(self, message: StreamOpen) -> None:
+        held = self._held(message.job_id, State.RESERVED)
+        held.state = State.RECEIVING
+
+    def pages(self, message: Pages, payload: memoryview) -> None:
+        self._held(message.job_id, State.RECEIVING).intake.pages(message, payload)
+
+    def residual(self, message: Residual, payload: memoryview) -> None:
+        self._held(message.job_id, State.RECEIVING).intake.residual(message, payload)
+
+    def ended(self, message: StreamEnd) -> None:
+        held = self._held(message.job_id, State.RECEIVING)
+        held.intake.complete(message)
+        job, token = held.intake.job, message.first_token.token_id
+        sampler = SamplerState(job.sampling, job.prompt)
+        sampler.record(token)
+        finish = FinishRule(job, self.tokenizer, self.model.info.eos_token_ids)
+        reason, _ = finish.push(token)
+        if reason is not None:
+            raise PackhorseError(f"job {job.job_id}: token 1 ended it ({reason}), yet it was shipped")
+        held.state = State.RUNNING
+        assert self._engine is not None
+        stats = message.stats.model_copy(update={"decode_worker": self.worker_id})
+        self._engine.add(
+            DecodeSequence(job, held.intake.reservation, sampler, finish, stats, token, num_tokens=len(job.prompt))
+        )
+
+    def aborted(self, job_id: str, error: PackhorseError) -> None:
+        held = self._jobs.get(job_id)
+        if held is None or held.state is not State.RECEIVING:
+            return
+        if isinstance(error, JobCancelledError):
+            held.state = State.RESERVED  # the scheduler releases it
+        else:
+            self._fail(job_id, error)
+
+    def _held(self, job_id: str, state: State) -> Held:
+        held = self._jobs.get(job_id)
+        if held is None:
+            raise JobCancelledError(f"job {job_id} has no reservation on {self.worker_id}")
+        if held.state is not state:
+            raise PackhorseError(f"job {job_id} is {held.state.value} on {self.worker_id}, not {state.value}")
+        return held
+
+    # ---- the engine's steps
+
+    def _stepped(self, step: Step) -> None:
+        """On the loop: sends a step's tokens, one message per gateway, and lets go of the jobs that ended."""
+        by_gateway: defaultdict[str, list[TokenOutput]] = defaultdict(list)
+        for sequence, output in step.outputs:
+            by_gateway[sequence.job.reply_to].append(output)
+        for reply_to, outputs in by_gateway.items():
+            self.send_tokens(reply_to, outputs)
+        now = time.monotonic()
+        self._steps = [(t, n) for t, n in self._steps if t > now - _RATE_SECONDS] + [(now, len(step.outputs))]
+        for _, output in step.outputs:
+            if output.stats is not None:
+                self._end(output.job_id, output.stats)
+        for sequence, error in step.failed:
+            self._fail(sequence.job.job_id, error)
+
+    def _end(self, job_id: str, stats: JobStats) -> None:
+        """The last token is out: the engine has let go of the job, its memory is free."""
+        held = self._jobs.get(job_id)
+        if held is None or held.state is State.LEAVING:
+            return
+        self._free(job_id)
+        self.agent.send(JobDone(job_id=job_id, worker_id=self.worker_id, stats=stats))
+
+    def _fail(self, job_id: str, error: PackhorseError) -> None:
+        """Takes a job out and then reports it, unless it is on its way out already."""
+        held = self._jobs.get(job_id)
+        if held is None or held.state is State.LEAVING:
+            return
+
+        async def leave() -> None:
+            await self._leave(held)
+            self.failed(job_id, error)
+
+        task = self.loop.create_task(leave())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, held: Held) -> None:
+        """The one way out: the engine lets go of the job, then its memory is free."""
+        held.state = State.LEAVING
+        assert self._engine is not None
+        await self._engine.drop(held.intake.job.job_id)
+        self._free(held.intake.job.job_id)
+
+    def _free(self, job_id: str) -> None:
+        self._jobs.pop(job_id).gone.set()
+        self._pool.free(job_id)
+
+    def _tokens_per_second(self) -> float:
+        since = time.monotonic() - _RATE_SECONDS
+        return sum(n for t, n in self._steps if t > since) / _RATE_SECONDS
+
+
+def advertised(address: str, host: str | None) -> str:
+    """`address` with `host` in it; a wildcard bind without one advertises this machine's own address."""
+    scheme, _, rest = address.partition("://")
+    bound, _, port = rest.rpartition(":")
+    if host is None:
+        wildcard = bound in ("*", "") or _is_unspecified(bound.strip("[]"))
+        host = socket.gethostbyname(socket.gethostname()) if wildcard else bound
+    return f"{scheme}://{host}:{port}"
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
