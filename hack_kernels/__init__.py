@@ -1,0 +1,23 @@
+"""The page format, and attention computed on its codes. Needs torch alone; knows nothing of models, workers or networks."""
+
+from .append import append, close_full_blocks
+from .backend import Backend, choose
+from .close_pages import close_pages, open_pages
+from .decode_attention import decode_attention
+from .page_format import PageFormat
+from .prefill_attention import prefill_attention
+from .reference.codes import pack_codes, unpack_codes
+
+__all__ = [
+    "Backend",
+    "PageFormat",
+    "append",
+    "choose",
+    "close_full_blocks",
+    "close_pages",
+    "decode_attention",
+    "open_pages",
+    "pack_codes",
+    "prefill_attention",
+    "unpack_codes",
+]

@@ -1,0 +1,70 @@
+"""Attention of one decode step over a paged, quantized history and a residual, for a whole batch. Knows nothing of models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .backend import implementation
+from .checks import (
+    FLOATS,
+    INDICES,
+    check_format,
+    check_heads,
+    check_pool,
+    check_range,
+    check_residual,
+    check_tensor,
+)
+from .page_format import PageFormat
+
+
+def decode_attention(
+    fmt: PageFormat,
+    q: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    num_pages: Tensor,
+    residual: Tensor,
+    residual_rows: Tensor,
+    residual_tokens: Tensor,
+    scale: float,
+) -> Tensor:
+    """One query per sequence against its closed pages, on their codes, and its residual.
+
+    q                [batch, heads, head_dim], float; query heads h * heads / kv_heads and on share KV head h
+    pages            uint8 [num_slots, kv_heads, page_bytes], one layer's pool
+    page_table       int64 [batch, max_pages], the pool slots of each sequence's pages; what lies beyond num_pages is not read
+    num_pages        int64 [batch], may be 0
+    residual         [rows, 2 (K, V), kv_heads, residual_slots, head_dim] of fmt.dtype, one layer's
+    residual_rows    int64 [batch]
+    residual_tokens  int64 [batch], valid leading slots, at least 1
+    scale            the softmax scale
+    -> [batch, heads, head_dim] of q.dtype
+
+    The newest token is appended before and attends to itself in the residual; the block that it fills is closed after. So with
+    n tokens before it, num_pages is fmt.num_pages(n) and residual_tokens is fmt.residual_tokens(n) + 1.
+    Raises ValueError naming the bad argument; values are checked on the CPU alone.
+    """
+    check_format(fmt)
+    check_tensor("q", q, ("batch", "heads", fmt.head_dim), FLOATS)
+    check_pool(fmt, pages, "kv_heads", q.device)
+    check_heads("q", q.shape[1], pages.shape[1])
+    check_residual(fmt, residual, pages.shape[1], q.device)
+    check_tensor("page_table", page_table, (q.shape[0], "max_pages"), INDICES, q.device)
+    for name, counts in (
+        ("num_pages", num_pages),
+        ("residual_rows", residual_rows),
+        ("residual_tokens", residual_tokens),
+    ):
+        check_tensor(name, counts, (q.shape[0],), INDICES, q.device)
+    check_range("num_pages", num_pages, 0, page_table.shape[1])
+    check_range("residual_rows", residual_rows, 0, residual.shape[0] - 1)
+    check_range("residual_tokens", residual_tokens, 1, fmt.residual_slots)
+    if q.device.type == "cpu":
+        listed = torch.arange(page_table.shape[1]) < num_pages.unsqueeze(-1)
+        check_range("page_table", page_table[listed], 0, pages.shape[0] - 1)
+    result: Tensor = implementation(q.device, "decode_attention")(
+        fmt, q, pages, page_table, num_pages, residual, residual_rows, residual_tokens, scale
+    )
+    return result

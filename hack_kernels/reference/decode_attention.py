@@ -1,0 +1,45 @@
+"""One decode step's attention of a layer: one query per sequence over its pages and its residual. The specification.
+
+All (sequence, page) pairs of the batch lie in one flat list, each page is a split of its own, and the splits are merged with
+the residual by log-sum-exp. Pages that no sequence lists, and residual slots beyond a sequence's tokens, are never computed on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hack_kernels.page_format import PageFormat
+
+from .history import attend_history
+from .partial import Partial, attend_exact
+
+
+def decode_attention(
+    fmt: PageFormat,
+    q: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    num_pages: Tensor,
+    residual: Tensor,
+    residual_rows: Tensor,
+    residual_tokens: Tensor,
+    scale: float,
+) -> Tensor:
+    """See hack_kernels/decode_attention.py."""
+    kv_heads = pages.shape[1]
+    queries = torch.unflatten(q.float() * scale, 1, (kv_heads, -1))  # [batch, kv_heads, rows, head_dim]
+    start = _attend_residual(queries, residual.index_select(0, residual_rows), residual_tokens)
+    listed = torch.arange(page_table.shape[1], device=q.device) < num_pages.unsqueeze(-1)
+    owner = torch.repeat_interleave(num_pages)
+    merged = attend_history(fmt, start, queries, pages, page_table[listed], owner)
+    return merged.result().flatten(1, 2).to(q.dtype)
+
+
+def _attend_residual(q: Tensor, residual: Tensor, tokens: Tensor) -> Partial:
+    """q [batch, kv_heads, rows, head_dim]; residual [batch, 2, kv_heads, slots, head_dim], the first tokens[i] slots valid."""
+    valid = torch.arange(residual.shape[3], device=q.device) < tokens.view(-1, 1, 1)  # [batch, 1, slots]
+    filled = residual.float().masked_fill_(
+        ~valid[:, None, ..., None], 0.0
+    )  # an unused slot may hold NaN, and 0 * NaN is NaN
+    return attend_exact(q, filled[:, 0], filled[:, 1], valid.unsqueeze(1))
