@@ -7,6 +7,9 @@
      |   +- ContextLengthError    400  prompt and completion do not fit the model or any worker
      |   +- AuthenticationError   401  missing or wrong API key
      |   +- ModelNotFoundError    404  the model is not served here
+     |   +- BodyTimeoutError      408  the request's body took too long to arrive
+     |   +- BodyTooLargeError     413  the request's body is over the gateway's limit
+     |   +- ContentTypeError      415  the request's body is not JSON by its content type
      +- OverloadedError           429  queue full (retry)
      +- JobCancelledError         499  the client left
      +- WorkerLostError           502  a worker died while it held the job (retry)
@@ -64,6 +67,21 @@ class AuthenticationError(RequestError):
 class ModelNotFoundError(RequestError):
     status = 404
     code = "model_not_found"
+
+
+class BodyTimeoutError(RequestError):
+    status = 408
+    code = "body_timeout"
+
+
+class BodyTooLargeError(RequestError):
+    status = 413
+    code = "body_too_large"
+
+
+class ContentTypeError(RequestError):
+    status = 415
+    code = "unsupported_content_type"
 
 
 class OverloadedError(PackhorseError):

@@ -1,0 +1,134 @@
+"""The command line: one typer app whose commands import what they run only when they run it.
+
+Options come from the configuration models (packhorse/options.py). Errors are one line on standard error: status 2 for what the
+caller wrote, 1 for what went wrong later.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from packhorse.config import (
+    DecodeConfig,
+    GatewayConfig,
+    PrefillConfig,
+    ProcessConfig,
+    SchedulerConfig,
+)
+from packhorse.errors import ConfigError, PackhorseError
+from packhorse.launcher import ClusterConfig
+from packhorse.options import config_command, variable
+
+app = typer.Typer(
+    name="packhorse",
+    help="Serve language models with prefill and decode on separate workers and the KV cache packed into a few bits.",
+    epilog="Every option of a command may be given by variable: --kv-format is PACKHORSE_KV_FORMAT.",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMPONENTS: dict[str, tuple[type[ProcessConfig], str]] = {
+    "gateway": (GatewayConfig, "Run one gateway: the HTTP side, OpenAI-compatible."),
+    "scheduler": (SchedulerConfig, "Run the scheduler, which places jobs on workers."),
+    "prefill": (PrefillConfig, "Run one prefill worker: computes prompts, ships their pages."),
+    "decode": (DecodeConfig, "Run one decode worker: holds pages, generates tokens."),
+}
+
+
+def _up(config: ClusterConfig) -> int:
+    from packhorse.up import up
+
+    return up(config)
+
+
+def _component(name: str, config: ProcessConfig) -> int:
+    from packhorse.run import run
+
+    return run(name, config)
+
+
+def _demo(config: ClusterConfig) -> int:
+    from packhorse.demo import demo
+
+    return demo(config)
+
+
+app.command("up", help="Run everything on this machine: scheduler, gateway and workers.")(
+    config_command(ClusterConfig, _up)
+)
+for _name, (_model, _help) in COMPONENTS.items():
+    app.command(_name, help=_help)(config_command(_model, functools.partial(_component, _name)))
+app.command("demo", help="Start everything, stream two completions, stop.")(
+    config_command(ClusterConfig, _demo)
+)
+
+
+@app.command()
+def chat(
+    url: Annotated[
+        str | None, typer.Option(envvar=variable("url"), help="a running server; without one, a local one is started")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(envvar=variable("model"), help="the model to ask for, or to start")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar=variable("api_key"), help="the server's API key")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="longest answer")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token")] = 0.7,
+) -> None:
+    """Talk to a model in the terminal."""
+    from packhorse.chat import chat as run_chat
+
+    raise typer.Exit(run_chat(url, model, api_key, max_tokens, temperature))
+
+
+@app.command()
+def doctor(json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Say what this machine has and what will use it."""
+    from packhorse.doctor import doctor as examine
+
+    examine(as_json=json)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(f"packhorse {installed('packhorse')}")
+
+
+@app.command(
+    "bench",
+    help="Measure a server (serve) or the KV formats (quality).",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def bench(context: typer.Context) -> None:
+    from bench.cli import app as bench_app
+
+    code = bench_app(context.args or ["--help"], prog_name="packhorse bench", standalone_mode=False)
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script. Never shows a traceback for what a caller got wrong."""
+    try:
+        code = app(list(arguments or sys.argv[1:]) or ["--help"], prog_name="packhorse", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except typer.TyperException as error:
+        _fail(error.format_message(), 2)
+    except PackhorseError as error:
+        _fail(error.message, 2 if isinstance(error, ConfigError) else 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"packhorse: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,189 @@
+"""`packhorse demo`: a small cluster, two completions at the same time over HTTP, what they cost, and a clean end.
+
+A terminal shows both answers as they grow; anywhere else the output is plain lines. The texts suit the embedded model, which
+tells small stories and looks words up in its context; every prompt is long enough that several pages are shipped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+
+from packhorse.client import ServerError, first_model, open_client, stream_chat
+from packhorse.errors import PackhorseError
+from packhorse.launcher import ClusterConfig, LocalCluster
+from packhorse.prompts import RECALL_ANSWER, RECALL_QUESTION, conversation, recall
+from packhorse.up import terminating
+
+STORY_TOKENS = 160
+_REFRESHES_PER_SECOND = 8
+
+
+class DemoConfig(ClusterConfig):
+    """As `packhorse up`, but two decode workers and any free port."""
+
+    decode: int = ClusterConfig.model_fields["decode"].default + 1
+    port: int = 0
+    restart: bool = False
+
+
+class DemoError(PackhorseError):
+    """Something that the demo promises did not happen."""
+
+    code = "demo_failed"
+
+
+@dataclass
+class Stream:
+    """One completion: what was asked, what came, and when."""
+
+    title: str
+    messages: Sequence[Mapping[str, str]]
+    text: str = ""
+    started_at: float = 0.0
+    first_at: float = 0.0
+    last_at: float = 0.0
+    usage: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ttft_seconds(self) -> float:
+        return self.first_at - self.started_at
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the decode phase: all tokens after the first."""
+        seconds = self.last_at - self.first_at
+        return (self.usage.get("completion_tokens", 1) - 1) / seconds if seconds > 0 else 0.0
+
+    @property
+    def transfer(self) -> Mapping[str, Any]:
+        return self.usage.get("kv_transfer") or {}
+
+    def run(self, client: httpx.Client, model: str) -> None:
+        """Streams the answer into this object. Raises ServerError."""
+        self.started_at = time.monotonic()
+        for piece in stream_chat(client, model, self.messages, max_tokens=STORY_TOKENS, temperature=0.8, seed=7):
+            self.last_at = time.monotonic() if piece.text else self.last_at
+            self.first_at = self.first_at or self.last_at
+            self.text += piece.text
+            self.usage = piece.usage or self.usage
+
+
+def demo(config: DemoConfig) -> int:
+    """Runs the demo; returns 0 when everything that it promises happened. Raises what LocalCluster and the server raise."""
+    console = Console()
+    began = time.monotonic()
+    with terminating():
+        pids = _play(config, console)
+    left = [pid for pid in pids if _exists(pid)]
+    if left:
+        raise DemoError(f"processes {left} are still there")
+    console.print(f"All {len(pids)} processes have ended; nothing is left. {time.monotonic() - began:.1f} s in all.")
+    return 0
+
+
+def _play(config: DemoConfig, console: Console) -> list[int]:
+    workers = f"{config.prefill} prefill and {config.decode} decode workers"
+    console.print(f"Starting a scheduler, a gateway, {workers} on {config.model} ({config.kv_format} pages) ...")
+    began = time.monotonic()
+    with LocalCluster(config) as cluster, open_client(cluster.url, _key(config)) as client:
+        console.print(f"Up at {cluster.url} after {time.monotonic() - began:.1f} s. Two requests at the same time:\n")
+        model = first_model(client)
+        streams = [Stream("story 1", conversation(0)), Stream("story 2", conversation(1))]
+        _stream_all(streams, client, model, console)
+        console.print(_table(streams))
+        _check(streams)
+        if config.model == "embedded":
+            console.print(_recall(client, model))
+        pids = [child.pid for child in cluster.processes.values()]
+        console.print("Stopping ...")
+    return pids
+
+
+def _stream_all(streams: Sequence[Stream], client: httpx.Client, model: str, console: Console) -> None:
+    """Runs all streams at once and shows them."""
+    with ThreadPoolExecutor(len(streams)) as pool, _shown(streams, console):
+        running: list[Future[None]] = [pool.submit(stream.run, client, model) for stream in streams]
+        for future in running:
+            future.result()
+
+
+@contextmanager
+def _shown(streams: Sequence[Stream], console: Console) -> Iterator[None]:
+    """Live panels in a terminal; elsewhere the whole texts at the end."""
+
+    def panels() -> Group:
+        return Group(*(Panel(stream.text or "...", title=stream.title, height=9) for stream in streams))
+
+    if console.is_terminal:
+        with Live(get_renderable=panels, console=console, refresh_per_second=_REFRESHES_PER_SECOND):
+            yield
+        return
+    yield
+    for stream in streams:
+        console.print(f"{stream.title}: {stream.text.strip()}\n", markup=False, soft_wrap=True)
+
+
+def _table(streams: Sequence[Stream]) -> Table:
+    table = Table("", *(stream.title for stream in streams))
+    rows = {
+        "prompt tokens": lambda s: str(s.usage.get("prompt_tokens")),
+        "completion tokens": lambda s: str(s.usage.get("completion_tokens")),
+        "time to first token": lambda s: f"{s.ttft_seconds * 1000:.0f} ms",
+        "tokens per second": lambda s: f"{s.tokens_per_second:.1f}",
+        "KV shipped": _shipped,
+        "workers": lambda s: f"{s.transfer.get('prefill_worker')} -> {s.transfer.get('decode_worker')}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, *(value(stream) for stream in streams))
+    return table
+
+
+def _shipped(stream: Stream) -> str:
+    shipped, raw = stream.transfer.get("bytes_shipped", 0), stream.transfer.get("raw_bytes", 0)
+    share = f" ({100 * shipped / raw:.0f} %)" if raw else ""
+    return f"{shipped:,} of {raw:,} bytes as bf16{share}"
+
+
+def _recall(client: httpx.Client, model: str) -> str:
+    """Asks for a word that only stands in the prompt, thus only in the pages that were shipped."""
+    pieces = stream_chat(client, model, recall(), max_tokens=8, temperature=0)
+    said = "".join(piece.text for piece in pieces).strip()
+    verdict = "right" if RECALL_ANSWER in said else f"wrong: {RECALL_ANSWER} was"
+    return f'Read back from the packed pages: "{RECALL_QUESTION}" - "{said}" ({verdict})\n'
+
+
+def _check(streams: Sequence[Stream]) -> None:
+    """Raises DemoError unless every stream has text and travelled from a prefill to a decode worker."""
+    for stream in streams:
+        if not stream.text.strip():
+            raise DemoError(f"{stream.title} is empty")
+        if not (stream.transfer.get("bytes_shipped") and stream.transfer.get("decode_worker")):
+            raise DemoError(f"{stream.title} shipped no pages; the server says {dict(stream.usage)}")
+
+
+def _key(config: DemoConfig) -> str | None:
+    return config.api_key.get_secret_value() if config.api_key else None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+__all__ = ["DemoConfig", "DemoError", "ServerError", "demo", "sys"]

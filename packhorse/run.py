@@ -1,0 +1,126 @@
+"""Runs one component as a process: start, serve, drain, stop. The first SIGINT or SIGTERM drains, the second kills.
+
+Logging is set up here and nowhere else. It knows the components by name alone and imports one only to run it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import sys
+from typing import Protocol, runtime_checkable
+
+from packhorse.config import ProcessConfig
+from packhorse.errors import ConfigError, PackhorseError
+
+STOP_SECONDS = 15.0
+CLASSES = {
+    "gateway": ("gateway.process", "Gateway"),
+    "scheduler": ("scheduler.process", "Scheduler"),
+    "prefill": ("prefill.worker", "PrefillWorker"),
+    "decode": ("decode.worker", "DecodeWorker"),
+}
+log = logging.getLogger(__name__)
+
+
+class Component(Protocol):
+    """What runs in a process. `start` returns once it serves; `stop` drains and frees everything, and may follow a failed start."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A component that can end by itself: `wait` returns, or raises, when it cannot serve any more."""
+
+    async def wait(self) -> None: ...
+
+
+class Interrupted(Exception):
+    """A signal came before the component was up."""
+
+
+def run(name: str, config: ProcessConfig) -> int:
+    """Runs component `name` until a signal; returns the exit status. Logs and reports start-up errors in one line."""
+    set_up_logging(name, config.log_level)
+    try:
+        return asyncio.run(_run(name, config))
+    except Exception as error:  # noqa: BLE001 - the top of the process
+        print(error_line(error), file=sys.stderr)
+        log.debug("the failure in full", exc_info=error)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def set_up_logging(process: str, level: str) -> None:
+    """One line per record on standard error: time, level, process, logger, message."""
+    form = f"%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=level.upper(), format=form, datefmt="%H:%M:%S", force=True)
+    for chatty in ("httpx", "httpcore", "urllib3", "uvicorn.access", "filelock", "asyncio"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def error_line(error: BaseException) -> str:
+    """One line for people: what Packhorse raised as it is, foreign errors with their class."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = " ".join(str(error).split()) or "no message"
+    known = isinstance(error, PackhorseError)
+    return f"packhorse: error: {text}" if known else f"packhorse: error: {type(error).__name__}: {text}"
+
+
+async def _run(name: str, config: ProcessConfig) -> int:
+    stopping = _signals()
+    module, attribute = CLASSES[name]
+    component: Component = getattr(importlib.import_module(module), attribute)(config)
+    try:
+        await _until(stopping, component.start())
+        log.info("ready%s", _address(component))
+        if isinstance(component, Watched):
+            await _until(stopping, component.wait())
+        else:
+            await stopping.wait()
+    except Interrupted:
+        log.info("draining and stopping; a second signal kills")
+    finally:
+        await asyncio.wait_for(component.stop(), STOP_SECONDS)
+    log.info("stopped")
+    return 0
+
+
+async def _until(stopping: asyncio.Event, work: object) -> None:
+    """Runs `work` to its end; cancels it and raises Interrupted when a signal comes first."""
+    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    signalled = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Interrupted
+        await task
+    finally:
+        for each in (task, signalled):
+            each.cancel()
+        await asyncio.gather(task, signalled, return_exceptions=True)
+
+
+def _signals() -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets. The second ends the process at once, with status 128 + signal."""
+    stopping = asyncio.Event()
+
+    def received(number: signal.Signals) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, received, number)
+    return stopping
+
+
+def _address(component: Component) -> str:
+    address = getattr(component, "address", None)
+    return f" at {address}" if address else ""
