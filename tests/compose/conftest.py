@@ -1,0 +1,137 @@
+"""compose.yaml brought up once for all tests of this folder, under a name and a port of its own, and gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "packhorse:test"
+BASE = "python:3.11-slim-bookworm"
+BUILD_SECONDS = 1800
+UP_SECONDS = 300
+COMMAND_SECONDS = 120
+
+
+def call(*argv: str, seconds: float = COMMAND_SECONDS, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, **options)
+
+
+def unavailable() -> str | None:
+    """Why compose cannot run on this machine, or None."""
+    if shutil.which("docker") is None:
+        return "there is no docker command"
+    engine = call("docker", "version", "--format", "{{.Server.Version}}", seconds=20)
+    if engine.returncode:
+        return f"no Docker engine answers: {engine.stderr.strip().splitlines()[-1:]}"
+    if compose_command() is None:
+        return "there is neither `docker compose` nor docker-compose"
+    if call("docker", "image", "inspect", BASE).returncode and call("docker", "pull", BASE, seconds=600).returncode:
+        return f"the base image {BASE} is not here and cannot be pulled"
+    return None
+
+
+def compose_command() -> list[str] | None:
+    if call("docker", "compose", "version", seconds=20).returncode == 0:
+        return ["docker", "compose"]
+    return ["docker-compose"] if shutil.which("docker-compose") else None
+
+
+class Stack:
+    """One compose project. `url` is its gateway's."""
+
+    def __init__(self, env_file: Path) -> None:
+        self.project = f"packhorse-test-{uuid.uuid4().hex[:8]}"
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._env_file = env_file
+
+    def compose(self, *arguments: str, seconds: float = COMMAND_SECONDS) -> str:
+        """Runs compose and returns its output; fails the test with what it printed."""
+        own = {"PACKHORSE_PORT": str(self._port), "PACKHORSE_IMAGE": IMAGE, "PACKHORSE_THREADS": "1"}
+        base = [*(compose_command() or []), "--project-name", self.project, "--env-file", str(self._env_file)]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PACKHORSE_")}
+        done = call(*base, *arguments, seconds=seconds, cwd=ROOT, env=environment | own)
+        assert done.returncode == 0, f"compose {' '.join(arguments)}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def up(self, **scale: int) -> None:
+        scales = [text for name, count in scale.items() for text in ("--scale", f"{name}={count}")]
+        self.compose("up", "--detach", *scales, seconds=UP_SECONDS)
+
+    def containers(self, service: str) -> list[str]:
+        return self._list("ps", "--filter", f"label=com.docker.compose.service={service}")
+
+    def inspect(self, container: str, form: str) -> str:
+        return call("docker", "inspect", "--format", form, container).stdout.strip()
+
+    def left(self) -> dict[str, list[str]]:
+        """What of the project exists, by kind, stopped containers included."""
+        kinds = {"containers": ("ps", "--all"), "networks": ("network", "ls"), "volumes": ("volume", "ls")}
+        return {kind: found for kind, command in kinds.items() if (found := self._list(*command))}
+
+    def _list(self, *command: str) -> list[str]:
+        project = f"label=com.docker.compose.project={self.project}"
+        return call("docker", *command, "--quiet", "--filter", project).stdout.split()
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as response:
+            return json.load(response)
+
+    def post(self, path: str, body: dict[str, Any]) -> bytes:
+        request = urllib.request.Request(
+            f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return bytes(response.read())
+
+    def workers(self) -> dict[str, int]:
+        """Registered workers by role as /health has them; empty while the gateway does not answer or is not ready."""
+        try:
+            return dict(self.get("/health")["workers"])
+        except OSError:
+            return {}
+
+    def wait_for(self, what: str, holds: Callable[[], bool], seconds: float = UP_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > deadline:
+                logs = self.compose("logs", "--tail", "30", "--no-color")
+                raise AssertionError(f"{what}: not within {seconds:g} s; {self.workers()}\n{logs}")
+            time.sleep(0.5)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running stack with one worker of each role; fails at the end if a container, network or volume of it is left."""
+    if reason := unavailable():
+        pytest.skip(reason)
+    env_file = tmp_path_factory.mktemp("compose") / "empty.env"
+    env_file.touch()
+    stack = Stack(env_file)
+    stack.compose("build", seconds=BUILD_SECONDS)
+    try:
+        stack.up()
+        stack.wait_for("one worker of each role", lambda: stack.workers() == {"prefill": 1, "decode": 1})
+        yield stack
+    finally:
+        stack.compose("down", "--volumes", "--remove-orphans")
+    assert stack.left() == {}
