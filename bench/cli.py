@@ -1,0 +1,110 @@
+"""The benchmark commands, `packhorse bench ...`. What a command needs is imported when it runs: `serve` never loads torch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from packhorse.errors import ConfigError
+
+EXIT_ALL_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Benchmarks: load on a server, quality of the KV formats.")
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """A ConfigError becomes one line on standard error and exit status 2."""
+    try:
+        yield
+    except ConfigError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        raise typer.Exit(EXIT_BAD_CONFIG) from error
+
+
+@app.command()
+def serve(
+    url: Annotated[str, typer.Option(help="the server, http://host:port, with or without /v1")],
+    rate: Annotated[str, typer.Option(help="requests per second, inf (all at once), or trace (the dataset's times)")] = "1",
+    num_prompts: Annotated[int, typer.Option(help="requests to send; a shorter dataset repeats, except with trace")] = 100,
+    dataset: Annotated[Path | None, typer.Option(help="JSONL(.gz) or CSV; default: seeded story prompts")] = None,
+    model: Annotated[str | None, typer.Option(help="model name; default: the first that the server lists")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="most output tokens of any request")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="clips prompts that are made from lengths")] = None,
+    seed: Annotated[int, typer.Option(help="of arrival times and made prompts")] = 0,
+    burstiness: Annotated[float, typer.Option(help="shape of the gamma gaps: 1 is Poisson, less is burstier")] = 1.0,
+    speed: Annotated[float, typer.Option(help="with rate trace: how much faster than recorded")] = 1.0,
+    concurrency: Annotated[int | None, typer.Option(help="most requests in flight; the wait counts in JCT")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="PACKHORSE_API_KEY", help="sent as bearer token")] = None,
+    endpoint: Annotated[str, typer.Option(help="completions or chat")] = "completions",
+    slo_ttft: Annotated[float | None, typer.Option(help="goodput: most seconds to the first token")] = None,
+    slo_tpot: Annotated[float | None, typer.Option(help="goodput: most seconds per output token")] = None,
+    slo_jct: Annotated[float | None, typer.Option(help="goodput: most seconds per request")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="ask for exactly max_tokens tokens")] = False,
+    temperature: Annotated[float, typer.Option(help="sampling temperature")] = 0.0,
+    timeout: Annotated[float, typer.Option(help="seconds until a request counts as failed")] = 600.0,
+    json: Annotated[Path | None, typer.Option(help="write summary, config and one record per request here")] = None,
+) -> None:
+    """Open-loop load on any OpenAI-compatible server: TTFT, TPOT, ITL, JCT, throughput and goodput."""
+    from rich.console import Console
+
+    from bench.metrics import Limits
+    from bench.report import print_summary, write_json
+    from bench.serve import ServeOptions, run_serve
+
+    with _config_errors():
+        options = ServeOptions(
+            url=url, rate=rate, num_prompts=num_prompts, dataset=dataset, model=model, max_tokens=max_tokens,
+            max_prompt_tokens=max_prompt_tokens, seed=seed, burstiness=burstiness, speed=speed, concurrency=concurrency,
+            endpoint=endpoint, ignore_eos=ignore_eos, temperature=temperature, timeout=timeout,  # type: ignore[arg-type]
+            limits=Limits(slo_ttft, slo_tpot, slo_jct),
+        )  # fmt: skip
+        result = asyncio.run(run_serve(options, api_key))
+        print_summary(result.summary, Console())
+        if json:
+            write_json(json, result.as_json())
+    if result.interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not result.summary["completed"]:
+        raise typer.Exit(EXIT_ALL_FAILED)
+
+
+@app.command()
+def quality(
+    model: Annotated[str, typer.Option(help="embedded, a directory or a hub id")] = "embedded",
+    formats: Annotated[list[str] | None, typer.Option(help="KV formats; repeat the option, or separate with commas")] = None,
+    stories: Annotated[int | None, typer.Option(help="use only the first so many texts")] = None,
+    rows: Annotated[int, typer.Option(help="rows of context that the texts fill; 0: all")] = 8,
+    row_tokens: Annotated[int, typer.Option(help="tokens of a row, at most the model's context")] = 1024,
+    recall: Annotated[int, typer.Option(help="lookups in long contexts; 0: none")] = 240,
+    text: Annotated[Path | None, typer.Option(help="texts: a JSON list, or plain text split at <|endoftext|>")] = None,
+    dtype: Annotated[str, typer.Option(help="of the model, the residual and raw pages: auto, float32, bfloat16")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's")] = None,
+    seed: Annotated[int, typer.Option(help="of the recall contexts")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="two rows and 24 lookups")] = False,
+    json: Annotated[Path | None, typer.Option(help="write the figures here")] = None,
+) -> None:
+    """What the KV formats cost in quality: perplexity, KL and top-1 agreement against raw, recall, bytes."""
+    from rich.console import Console
+
+    from bench.quality import QualityOptions, run_quality
+    from bench.quality_report import print_quality
+    from bench.report import write_json
+
+    with _config_errors():
+        names = [name.strip() for part in formats or [] for name in part.replace(" ", ",").split(",") if name.strip()]
+        options = QualityOptions(
+            model=model, formats=tuple(names) or QualityOptions.formats, stories=stories, rows=2 if quick else rows,
+            row_tokens=row_tokens, recall=min(recall, 24) if quick else recall, text=text, dtype=dtype, device=device,
+            threads=threads, seed=seed,
+        )  # fmt: skip
+        result = run_quality(options)
+        print_quality(result, Console())
+        if json:
+            write_json(json, result)
