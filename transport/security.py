@@ -10,7 +10,6 @@ This file knows nothing of messages, of links or of where the secret comes from.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -107,13 +106,12 @@ class Authenticator:
 
     async def stop(self) -> None:
         """Idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        if self._socket is not None:
-            self._socket.close()
-        self._task = self._socket = None
+        task, socket, self._task, self._socket = self._task, self._socket, None, None
+        if socket is not None:
+            socket.close()
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def __aenter__(self) -> Self:
         self.start()
