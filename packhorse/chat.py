@@ -6,6 +6,8 @@ import sys
 from collections.abc import Generator
 from contextlib import ExitStack
 
+from pydantic import SecretStr
+
 from packhorse.client import Piece, ServerError, first_model, open_client, stream_chat
 from packhorse.launcher import ClusterConfig, LocalCluster
 
@@ -17,7 +19,7 @@ def chat(url: str | None, model: str | None, api_key: str | None, max_tokens: in
     with ExitStack() as stack:
         if url is None:
             print("starting a server ...", file=sys.stderr, flush=True)
-            config = ClusterConfig(model=model or "embedded", port=0, api_key=api_key)
+            config = ClusterConfig(model=model or "embedded", port=0, api_key=SecretStr(api_key) if api_key else None)
             url, model = stack.enter_context(LocalCluster(config)).url, None
         client = stack.enter_context(open_client(url, api_key))
         name = model or first_model(client)

@@ -21,7 +21,7 @@ from packhorse.config import (
     SchedulerConfig,
 )
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.launcher import ClusterConfig
+from packhorse.launcher import ClusterConfig, DemoConfig
 from packhorse.options import config_command, variable
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def _component(name: str, config: ProcessConfig) -> int:
     return run(name, config)
 
 
-def _demo(config: ClusterConfig) -> int:
+def _demo(config: DemoConfig) -> int:
     from packhorse.demo import demo
 
     return demo(config)
@@ -64,9 +64,7 @@ app.command("up", help="Run everything on this machine: scheduler, gateway and w
 )
 for _name, (_model, _help) in COMPONENTS.items():
     app.command(_name, help=_help)(config_command(_model, functools.partial(_component, _name)))
-app.command("demo", help="Start everything, stream two completions, stop.")(
-    config_command(ClusterConfig, _demo)
-)
+app.command("demo", help="Start everything, stream two completions, stop.")(config_command(DemoConfig, _demo))
 
 
 @app.command()

@@ -68,7 +68,7 @@ def stream_chat(
 def _piece(chunk: Mapping[str, Any]) -> Piece:
     if error := chunk.get("error"):
         raise ServerError(str(error.get("message", error)))
-    choice = next(iter(chunk.get("choices") or []), {})
+    choice: Mapping[str, Any] = next(iter(chunk.get("choices") or []), {})
     text = (choice.get("delta") or {}).get("content") or ""
     return Piece(text, choice.get("finish_reason"), chunk.get("usage") or {})
 

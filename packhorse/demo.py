@@ -7,9 +7,8 @@ tells small stories and looks words up in its context; every prompt is long enou
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,22 +20,14 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from packhorse.client import ServerError, first_model, open_client, stream_chat
+from packhorse.client import first_model, open_client, stream_chat
 from packhorse.errors import PackhorseError
-from packhorse.launcher import ClusterConfig, LocalCluster
+from packhorse.launcher import DemoConfig, LocalCluster
 from packhorse.prompts import RECALL_ANSWER, RECALL_QUESTION, conversation, recall
 from packhorse.up import terminating
 
 STORY_TOKENS = 160
 _REFRESHES_PER_SECOND = 8
-
-
-class DemoConfig(ClusterConfig):
-    """As `packhorse up`, but two decode workers and any free port."""
-
-    decode: int = ClusterConfig.model_fields["decode"].default + 1
-    port: int = 0
-    restart: bool = False
 
 
 class DemoError(PackhorseError):
@@ -51,6 +42,7 @@ class Stream:
 
     title: str
     messages: Sequence[Mapping[str, str]]
+    seed: int
     text: str = ""
     started_at: float = 0.0
     first_at: float = 0.0
@@ -74,7 +66,8 @@ class Stream:
     def run(self, client: httpx.Client, model: str) -> None:
         """Streams the answer into this object. Raises ServerError."""
         self.started_at = time.monotonic()
-        for piece in stream_chat(client, model, self.messages, max_tokens=STORY_TOKENS, temperature=0.8, seed=7):
+        sampling = {"max_tokens": STORY_TOKENS, "temperature": 0.7, "top_p": 0.95, "seed": self.seed}
+        for piece in stream_chat(client, model, self.messages, **sampling):
             self.last_at = time.monotonic() if piece.text else self.last_at
             self.first_at = self.first_at or self.last_at
             self.text += piece.text
@@ -101,7 +94,7 @@ def _play(config: DemoConfig, console: Console) -> list[int]:
     with LocalCluster(config) as cluster, open_client(cluster.url, _key(config)) as client:
         console.print(f"Up at {cluster.url} after {time.monotonic() - began:.1f} s. Two requests at the same time:\n")
         model = first_model(client)
-        streams = [Stream("story 1", conversation(0)), Stream("story 2", conversation(1))]
+        streams = [Stream(f"story {number + 1}", conversation(number), seed=number) for number in range(2)]
         _stream_all(streams, client, model, console)
         console.print(_table(streams))
         _check(streams)
@@ -138,7 +131,7 @@ def _shown(streams: Sequence[Stream], console: Console) -> Iterator[None]:
 
 def _table(streams: Sequence[Stream]) -> Table:
     table = Table("", *(stream.title for stream in streams))
-    rows = {
+    rows: dict[str, Callable[[Stream], str]] = {
         "prompt tokens": lambda s: str(s.usage.get("prompt_tokens")),
         "completion tokens": lambda s: str(s.usage.get("completion_tokens")),
         "time to first token": lambda s: f"{s.ttft_seconds * 1000:.0f} ms",
@@ -184,6 +177,3 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-__all__ = ["DemoConfig", "DemoError", "ServerError", "demo", "sys"]

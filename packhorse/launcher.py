@@ -49,6 +49,14 @@ class ClusterConfig(ProcessConfig):
     start_seconds: float = Field(default=120.0, gt=0)
 
 
+class DemoConfig(ClusterConfig):
+    """As `packhorse up`, but two decode workers, any free port, and a death is an error."""
+
+    decode: int = Field(default=2, ge=1, le=64)
+    port: int = Field(default=0, ge=0, le=65535)
+    restart: bool = False
+
+
 def silent(name: str, line: str) -> None:
     """A report that drops the line; the children keep their last ones."""
 
@@ -187,4 +195,4 @@ def _ports(host: str, port: int) -> tuple[int, int]:
         return int(public.getsockname()[1]), int(control.getsockname()[1])
 
 
-__all__ = ["ChildError", "ClusterConfig", "LocalCluster", "cores", "silent"]
+__all__ = ["ChildError", "ClusterConfig", "DemoConfig", "LocalCluster", "cores", "silent"]

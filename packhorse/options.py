@@ -98,17 +98,16 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     if field.annotation is bool:
         names = f"{flag(name)}/--no-{flag(name)[2:]}"
         option = typer.Option(names, envvar=variable(name), help=text, show_envvar=False, show_default=False)
-        return _keyword(name, bool, option)
+        return _keyword(name, Annotated[bool | None, option])
     return _text_parameter(name, text, _metavar(field.annotation))
 
 
 def _text_parameter(name: str, text: str, metavar: str = "TEXT") -> inspect.Parameter:
     option = typer.Option(flag(name), envvar=variable(name), help=text, show_envvar=False, metavar=metavar)
-    return _keyword(name, str, option)
+    return _keyword(name, Annotated[str | None, option])
 
 
-def _keyword(name: str, kind: type, option: Any) -> inspect.Parameter:
-    annotation = Annotated[kind | None, option]
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -11,7 +11,8 @@ import logging
 import os
 import signal
 import sys
-from typing import Protocol, runtime_checkable
+from collections.abc import Coroutine
+from typing import Any, Protocol, runtime_checkable
 
 from packhorse.config import ProcessConfig
 from packhorse.errors import ConfigError, PackhorseError
@@ -29,16 +30,16 @@ log = logging.getLogger(__name__)
 class Component(Protocol):
     """What runs in a process. `start` returns once it serves; `stop` drains and frees everything, and may follow a failed start."""
 
-    async def start(self) -> None: ...
+    def start(self) -> Coroutine[Any, Any, None]: ...
 
-    async def stop(self) -> None: ...
+    def stop(self) -> Coroutine[Any, Any, None]: ...
 
 
 @runtime_checkable
 class Watched(Protocol):
     """A component that can end by itself: `wait` returns, or raises, when it cannot serve any more."""
 
-    async def wait(self) -> None: ...
+    def wait(self) -> Coroutine[Any, Any, None]: ...
 
 
 class Interrupted(Exception):
@@ -50,7 +51,7 @@ def run(name: str, config: ProcessConfig) -> int:
     set_up_logging(name, config.log_level)
     try:
         return asyncio.run(_run(name, config))
-    except Exception as error:  # noqa: BLE001 - the top of the process
+    except Exception as error:
         print(error_line(error), file=sys.stderr)
         log.debug("the failure in full", exc_info=error)
         return 2 if isinstance(error, ConfigError) else 1
@@ -80,22 +81,34 @@ async def _run(name: str, config: ProcessConfig) -> int:
     try:
         await _until(stopping, component.start())
         log.info("ready%s", _address(component))
-        if isinstance(component, Watched):
-            await _until(stopping, component.wait())
-        else:
-            await stopping.wait()
+        await _until(stopping, component.wait() if isinstance(component, Watched) else _forever())
     except Interrupted:
         log.info("draining and stopping; a second signal kills")
-    finally:
+    except BaseException:
+        await _stop(component)
+        raise
+    return 0 if await _stop(component) else 1
+
+
+async def _stop(component: Component) -> bool:
+    """Whether it stopped well and in time; the reason is logged, so that an earlier error keeps its place."""
+    try:
         await asyncio.wait_for(component.stop(), STOP_SECONDS)
+    except Exception:
+        log.exception("stopping failed")
+        return False
     log.info("stopped")
-    return 0
+    return True
 
 
-async def _until(stopping: asyncio.Event, work: object) -> None:
+async def _forever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Runs `work` to its end; cancels it and raises Interrupted when a signal comes first."""
-    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-    signalled = asyncio.ensure_future(stopping.wait())
+    task = asyncio.create_task(work)
+    signalled = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
