@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -84,8 +86,8 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 def _config(name: str, folder: Path) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ValueError, KeyError, OSError, ArithmeticError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
         raise UnsupportedModelError(
             f"model {name!r}: transformers does not read its config.json: {reason}", param="model"
         ) from error
@@ -111,7 +113,7 @@ def _module(
             local_files_only=True,
             output_loading_info=True,
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"model {name!r} cannot be loaded from {folder}: {error}", param="model") from error
     missing = [*report["missing_keys"], *report["mismatched_keys"]]
     if missing:

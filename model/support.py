@@ -32,7 +32,8 @@ def window_in_use(config: PreTrainedConfig) -> int | None:
     layer_types = getattr(config, "layer_types", None)
     if layer_types and all(kind == "full_attention" for kind in layer_types):
         return None
-    return window if window < config.max_position_embeddings else None
+    longest = getattr(config, "max_position_embeddings", None)
+    return window if longest is None or window < longest else None
 
 
 def _unsupported(config: PreTrainedConfig, folder: Path) -> Iterator[str]:
