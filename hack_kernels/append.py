@@ -55,7 +55,7 @@ def close_full_blocks(
 
     Raises ValueError naming the bad argument; values are checked on the CPU alone.
     """
-    check_pool(fmt, pages, "kv_heads", pages.device)
+    check_pool(fmt, pages, "kv_heads")
     check_residual(fmt, residual, pages.shape[1], pages.device)
     check_tensor("residual_rows", residual_rows, ("batch",), INDICES, pages.device)
     for name, indices in (("num_tokens", num_tokens), ("slots", slots)):

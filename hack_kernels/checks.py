@@ -5,6 +5,8 @@ Values are checked on CPU tensors alone: to read them from a GPU would stall it.
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import torch
 from torch import Tensor
 
@@ -26,25 +28,32 @@ def check_format(fmt: PageFormat) -> None:
 def check_tensor(
     name: str,
     tensor: Tensor,
-    shape: tuple[int | str, ...],
+    shape: tuple[int | str | EllipsisType, ...],
     dtypes: tuple[torch.dtype, ...],
     device: torch.device | None = None,
 ) -> None:
-    """`shape` holds sizes, and a word for each dimension of any size. Without `device` any device will do."""
+    """`shape` holds sizes, a word for a dimension of any size, and first perhaps `...`. Without `device` any device will do."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} is a {type(tensor).__name__}, not a tensor")
-    fits = len(shape) == tensor.dim() and all(
-        isinstance(want, str) or want == have for want, have in zip(shape, tensor.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}, not [{', '.join(map(str, shape))}]")
+    if not _fits(tuple(tensor.shape), shape):
+        wanted = ", ".join("..." if size is ... else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, not [{wanted}]")
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name} has dtype {tensor.dtype}, not {' or '.join(map(str, dtypes))}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}, not on {device}")
 
 
-def check_pool(fmt: PageFormat, pages: Tensor, kv_heads: int | str, device: torch.device) -> None:
+def _fits(have: tuple[int, ...], want: tuple[int | str | EllipsisType, ...]) -> bool:
+    if want[0] is ...:
+        want = want[1:]
+        have = have[-len(want) :]
+    return len(have) == len(want) and all(
+        isinstance(size, str) or size == n for n, size in zip(have, want, strict=True)
+    )
+
+
+def check_pool(fmt: PageFormat, pages: Tensor, kv_heads: int | str, device: torch.device | None = None) -> None:
     check_tensor("pages", pages, ("num_slots", kv_heads, fmt.page_bytes), BYTES, device)
 
 

@@ -31,6 +31,6 @@ def open_pages(fmt: PageFormat, pages: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises ValueError naming the bad argument.
     """
-    check_tensor("pages", pages, (*pages.shape[:-1], fmt.page_bytes), BYTES)
+    check_tensor("pages", pages, (..., fmt.page_bytes), BYTES)
     k, v = implementation(pages.device, "open_pages", "close_pages")(fmt, pages)
     return k, v
