@@ -101,8 +101,11 @@ class Stack:
         """Registered workers by role as /health has them; empty while the gateway does not answer or is not ready."""
         try:
             return dict(self.get("/health")["workers"])
+        except urllib.error.HTTPError as error:
+            error.close()
         except OSError:
-            return {}
+            pass
+        return {}
 
     def wait_for(self, what: str, holds: Callable[[], bool], seconds: float = UP_SECONDS) -> None:
         deadline = time.monotonic() + seconds
