@@ -10,7 +10,7 @@ Reported logprobs are those of the model's own distribution, before all of the a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,9 +77,8 @@ class SamplerState:
                     f"logit_bias names token {unknown[0]}; the vocabulary has {logits.shape[0]}", param="logit_bias"
                 )
             logits[_ids(s.logit_bias, logits)] += logits.new_tensor(list(s.logit_bias.values()))
-        seen = self._prompt_ids | self._counts.keys()
-        if s.repetition_penalty != 1.0 and seen:
-            ids = _ids(sorted(seen), logits)
+        if s.repetition_penalty != 1.0:
+            ids = _ids(self._prompt_ids | self._counts.keys(), logits)
             x = logits[ids]
             logits[ids] = torch.where(x > 0, x / s.repetition_penalty, x * s.repetition_penalty)
         if (s.presence_penalty or s.frequency_penalty) and self._counts:
@@ -168,5 +167,5 @@ def _with_logprobs(logits: Tensor, states: Sequence[SamplerState], tokens: Seque
     return out
 
 
-def _ids(ids: Sequence[int] | dict[int, float] | Counter[int], like: Tensor) -> Tensor:
+def _ids(ids: Collection[int], like: Tensor) -> Tensor:
     return torch.tensor(list(ids), dtype=torch.long, device=like.device)
