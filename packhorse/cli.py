@@ -33,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+BAD_USAGE, FAILED, INTERRUPTED = 2, 1, 130
 COMPONENTS: dict[str, tuple[type[ProcessConfig], str]] = {
     "gateway": (GatewayConfig, "Run one gateway: the HTTP side, OpenAI-compatible."),
     "scheduler": (SchedulerConfig, "Run the scheduler, which places jobs on workers."),
@@ -119,14 +120,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = app(list(arguments or sys.argv[1:]) or ["--help"], prog_name="packhorse", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except typer.TyperException as error:
-        _fail(error.format_message(), 2)
+        _fail(error.format_message(), BAD_USAGE)
     except PackhorseError as error:
-        _fail(error.message, 2 if isinstance(error, ConfigError) else 1)
+        _fail(error.message, BAD_USAGE if isinstance(error, ConfigError) else FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"packhorse: error: {' '.join(message.split())}", file=sys.stderr)
+    """What the caller got wrong fits one line; a process that died brings its last lines along."""
+    text = " ".join(message.split()) if status == BAD_USAGE else message
+    print(f"packhorse: error: {text}", file=sys.stderr)
     sys.exit(status)

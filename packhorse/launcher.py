@@ -25,6 +25,7 @@ from packhorse.options import flag, variable
 from packhorse.supervisor import ChildError, Spec, Supervisor
 
 Options = Mapping[str, Mapping[str, object]]
+STOP_SECONDS = 15.0  # each of gateway, workers, scheduler; longer than a gateway drains
 _POLL_SECONDS = 0.1
 _HEALTH_SECONDS = 2.0
 _GATEWAY, _WORKERS, _SCHEDULER = range(3)  # the order in which they are stopped
@@ -73,7 +74,7 @@ class LocalCluster:
         self._options = options or {}
         self._report = report
         self._port, self._control_port = _ports(config.host, config.port)
-        self._supervisor = Supervisor(self._specs(), report, restart=config.restart)
+        self._supervisor = Supervisor(self._specs(), report, restart=config.restart, stop_seconds=STOP_SECONDS)
 
     @property
     def url(self) -> str:
@@ -136,8 +137,9 @@ class LocalCluster:
             time.sleep(_POLL_SECONDS)
 
     def _complete(self, health: dict[str, Any] | None) -> bool:
-        workers = (health or {}).get("workers", {})
-        return (workers.get("prefill", 0), workers.get("decode", 0)) >= (self.config.prefill, self.config.decode)
+        wanted = {"prefill": self.config.prefill, "decode": self.config.decode}
+        registered = (health or {}).get("workers", {})
+        return all(registered.get(role, 0) >= count for role, count in wanted.items())
 
     def _specs(self) -> list[Spec]:
         config = self.config

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Component(Protocol):
-    """What runs in a process. `start` returns once it serves; `stop` drains and frees everything, and may follow a failed start."""
+    """What runs in a process. `start` returns once it serves, or leaves nothing open; `stop` drains, then frees everything."""
 
     def start(self) -> Coroutine[Any, Any, None]: ...
 
@@ -80,20 +80,27 @@ async def _run(name: str, config: ProcessConfig) -> int:
     component: Component = getattr(importlib.import_module(module), attribute)(config)
     try:
         await _until(stopping, component.start())
-        log.info("ready%s", _address(component))
+    except Interrupted:
+        return 0
+    log.info("ready%s", _address(component))
+    try:
         await _until(stopping, component.wait() if isinstance(component, Watched) else _forever())
     except Interrupted:
         log.info("draining and stopping; a second signal kills")
     except BaseException:
-        await _stop(component)
+        await _stop(component, config)
         raise
-    return 0 if await _stop(component) else 1
+    return 0 if await _stop(component, config) else 1
 
 
-async def _stop(component: Component) -> bool:
+async def _stop(component: Component, config: ProcessConfig) -> bool:
     """Whether it stopped well and in time; the reason is logged, so that an earlier error keeps its place."""
+    limit_seconds = STOP_SECONDS + getattr(config, "drain_seconds", 0)
     try:
-        await asyncio.wait_for(component.stop(), STOP_SECONDS)
+        await asyncio.wait_for(component.stop(), limit_seconds)
+    except TimeoutError:
+        log.error("did not stop in %g seconds", limit_seconds)
+        return False
     except Exception:
         log.exception("stopping failed")
         return False
@@ -135,5 +142,5 @@ def _signals() -> asyncio.Event:
 
 
 def _address(component: Component) -> str:
-    address = getattr(component, "address", None)
+    address = getattr(component, "url", None) or getattr(component, "address", None)
     return f" at {address}" if address else ""

@@ -67,7 +67,9 @@ def test_a_secret_is_never_shown_nor_taken_by_flag(packhorse) -> None:
 def test_a_missing_and_an_empty_secret_file(packhorse, tmp_path: Path) -> None:
     empty = tmp_path / "secret"
     empty.write_text(" \n")
-    assert f"{tmp_path / 'missing'}: No such file" in refused(packhorse("up", "--secret-file", str(tmp_path / "missing")))
+    assert f"{tmp_path / 'missing'}: No such file" in refused(
+        packhorse("up", "--secret-file", str(tmp_path / "missing"))
+    )
     assert f"{empty} is empty" in refused(packhorse("up", PACKHORSE_SECRET_FILE=str(empty)))
 
 
@@ -103,7 +105,9 @@ def test_every_field_is_an_option_with_help(config: type) -> None:
     assert set(options) == set(config.model_fields) - {"secret"} | {"secret_file", "context"}
 
 
-@pytest.mark.parametrize("command", ["up", "gateway", "scheduler", "prefill", "decode", "chat", "demo", "doctor", "version"])
+@pytest.mark.parametrize(
+    "command", ["up", "gateway", "scheduler", "prefill", "decode", "chat", "demo", "doctor", "version"]
+)
 def test_every_command_has_help(packhorse, command: str) -> None:
     done = packhorse(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
