@@ -1,0 +1,189 @@
+"""The state machine of one job. Pure: no I/O, no clock (`now` is passed in, in seconds), no knowledge of other jobs or messages.
+
+    QUEUED --place--> RESERVING --reserved--> PREFILLING --prefilled--> DECODING --decoded--> ENDED
+       |                  |                       |  ^                      |
+       |                  |                       |  +-- no decode worker: straight from QUEUED
+       +------------------+-----------------------+-------- end() ----------+--> RELEASING --dropped--> ENDED
+
+A job ends with one `Outcome`, the first. It is in RELEASING while a worker may still hold something of it, and every state but
+ENDED has a deadline. A method that gets word which does not fit the state (late, twice, from another worker) changes nothing
+and returns False. The prefill and the decode worker report over different connections, so `decoded` may come before `prefilled`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from packhorse.errors import PackhorseError
+from transport.messages import Job, JobStats
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RESERVING = "reserving"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    RELEASING = "releasing"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: done, cancelled (nobody waits any more), or failed with `error`."""
+
+    kind: str
+    error: PackhorseError | None = None
+
+    @property
+    def label(self) -> str:
+        """done, cancelled, or failed:<code>; the names under which jobs are counted."""
+        return f"failed:{self.error.code}" if self.error else self.kind
+
+
+DONE = Outcome("done")
+CANCELLED = Outcome("cancelled")
+
+
+def failed(error: PackhorseError) -> Outcome:
+    return Outcome("failed", error)
+
+
+@dataclass(frozen=True)
+class StateSeconds:
+    """How long a job may stay in each state."""
+
+    queued: float
+    reserving: float
+    prefilling: float
+    decoding: float
+    releasing: float
+
+    def of(self, state: JobState) -> float:
+        seconds: float = getattr(self, state.value)
+        return seconds
+
+
+@dataclass(eq=False)
+class TrackedJob:
+    """One job as the scheduler tracks it, from Submit until nothing of it is left anywhere.
+
+    `pages` is its reservation on a decode worker (0 without one). `holds` are the workers that may hold something of it; the
+    value tells whether the worker has been told of the job, so that it must be asked to release it.
+    """
+
+    job: Job
+    gateway: bytes
+    pages: int
+    limits: StateSeconds
+    submitted_at: float
+    state: JobState = JobState.QUEUED
+    deadline: float = field(init=False)
+    prefill_worker: str = ""
+    decode_worker: str = ""
+    queue_seconds: float = 0.0
+    holds: dict[str, bool] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    ended_by_prefill: bool = False
+    stats: JobStats = field(default_factory=JobStats)
+
+    def __post_init__(self) -> None:
+        self.deadline = self.submitted_at + self.limits.queued
+
+    @property
+    def job_id(self) -> str:
+        return self.job.job_id
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.job.prompt)
+
+    @property
+    def total_tokens(self) -> int:
+        """The longest that the sequence can become."""
+        return self.prompt_tokens + self.job.sampling.max_tokens
+
+    @property
+    def needs_decode(self) -> bool:
+        """Whether it can outlive token 1, which the prefill worker samples."""
+        return self.job.sampling.max_tokens > 1
+
+    def place(self, prefill_worker: str, decode_worker: str, now: float) -> None:
+        """The pair is chosen (`decode_worker` empty: none needed). The first of them to be told is told now."""
+        assert self.state is JobState.QUEUED, self.state
+        assert bool(decode_worker) == self.needs_decode
+        self.prefill_worker, self.decode_worker = prefill_worker, decode_worker
+        self.holds = {prefill_worker: not decode_worker}
+        self.queue_seconds = now - self.submitted_at
+        if decode_worker:
+            self.holds[decode_worker] = True
+        self._enter(JobState.RESERVING if decode_worker else JobState.PREFILLING, now)
+
+    def reserved(self, worker_id: str, now: float) -> bool:
+        """The decode worker holds the pages: the prefill worker is told now."""
+        if self.state is not JobState.RESERVING or worker_id != self.decode_worker:
+            return False
+        self.queue_seconds = now - self.submitted_at
+        self.holds[self.prefill_worker] = True
+        self._enter(JobState.PREFILLING, now)
+        return True
+
+    def prefilled(self, worker_id: str, ended: bool, stats: JobStats, now: float) -> bool:
+        """Token 1 is out and the prefill worker holds nothing; `ended` when token 1 was the last. The caller then calls `end`."""
+        if self.state not in (JobState.PREFILLING, JobState.RELEASING) or worker_id != self.prefill_worker:
+            return False
+        if not self.dropped(worker_id):
+            return False
+        self.stats = merge(self.stats, stats)
+        self.ended_by_prefill = ended
+        if self.state is JobState.PREFILLING and not ended and self.decode_worker:
+            self._enter(JobState.DECODING, now)
+        return True
+
+    def decoded(self, worker_id: str, stats: JobStats) -> bool:
+        """The last token is out and the decode worker holds nothing. The caller then calls `end`."""
+        active = (JobState.PREFILLING, JobState.DECODING, JobState.RELEASING)
+        if self.state not in active or worker_id != self.decode_worker or not self.dropped(worker_id):
+            return False
+        self.stats = merge(self.stats, stats)
+        return True
+
+    def dropped(self, worker_id: str) -> bool:
+        """The worker holds nothing of the job any more. Ends a job that was only waiting for that."""
+        if self.holds.pop(worker_id, None) is None:
+            return False
+        if self.state is JobState.RELEASING and not self.holds:
+            self.state = JobState.ENDED
+        return True
+
+    def end(self, outcome: Outcome, now: float) -> list[str]:
+        """The job has this outcome, unless it has one already. Returns the workers that hold something of it and know of it.
+
+        Those that were never told hold nothing. With nobody left the job is ENDED, else RELEASING.
+        """
+        if self.outcome is not None:
+            return []
+        self.outcome = outcome
+        self.holds = {worker_id: told for worker_id, told in self.holds.items() if told}
+        self._enter(JobState.RELEASING if self.holds else JobState.ENDED, now)
+        return list(self.holds)
+
+    def final_stats(self) -> JobStats:
+        """What the job cost in all; no decode worker is named when token 1 ended it."""
+        names = {
+            "prefill_worker": self.prefill_worker,
+            "decode_worker": "" if self.ended_by_prefill else self.decode_worker,
+        }
+        own = {"prompt_tokens": self.prompt_tokens, "queue_seconds": self.queue_seconds}
+        return self.stats.model_copy(update={**names, **own})
+
+    def _enter(self, state: JobState, now: float) -> None:
+        self.state = state
+        if state is not JobState.ENDED:
+            self.deadline = now + self.limits.of(state)
+
+
+def merge(one: JobStats, two: JobStats) -> JobStats:
+    """What both workers know of a job; a count that one of them lacks is 0 or empty there."""
+    first, second = one.model_dump(), two.model_dump()
+    return JobStats(**{name: max(first[name], second[name]) for name in first})

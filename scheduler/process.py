@@ -1,0 +1,94 @@
+"""The scheduler as a process: a socket, a clock and two loops around SchedulerCore."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from typing import Self
+
+from packhorse.config import SchedulerConfig
+from packhorse.errors import FrameError, LinkClosedError
+from scheduler.core import Outgoing, SchedulerCore
+from transport.control import ControlServer
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1
+
+
+class Scheduler:
+    """`async with Scheduler(config)`: serves from `start` to `stop`; `.address` is where it is bound."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.core = SchedulerCore(config, epoch=uuid.uuid4().hex)
+        self._server = ControlServer(config.bind, config.secret_bytes)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def address(self) -> str:
+        return self._server.address
+
+    async def start(self) -> None:
+        """Binds and serves. Raises ConfigError: the address is taken, or public without a secret."""
+        await self._server.start()
+        self._tasks = [
+            asyncio.create_task(self._receive_loop(), name="scheduler receive"),
+            asyncio.create_task(self._tick_loop(), name="scheduler tick"),
+        ]
+        log.info("scheduler at %s: policy %s, placement %s", self.address, self.config.policy, self.config.placement)
+
+    async def stop(self) -> None:
+        """Fails what is under way with UnavailableError, then closes. Idempotent."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await self._send(self.core.shut_down(time.monotonic()))
+        await self._server.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _receive_loop(self) -> None:
+        while True:
+            try:
+                peer, message = await self._server.receive()
+                await self._send(self.core.handle(peer, message, time.monotonic()))
+            except LinkClosedError:
+                return
+            except Exception:  # the process's top loop: one message, not the scheduler, fails
+                log.exception("a message could not be handled")
+
+    async def _tick_loop(self) -> None:
+        """After an oversleep (a stopped process, a busy machine) what waits in the socket is heard before anyone is called silent."""
+        while True:
+            asleep = time.monotonic()
+            await asyncio.sleep(TICK_SECONDS)
+            if time.monotonic() - asleep > self.config.worker_timeout_seconds / 2:
+                log.warning("the scheduler overslept by %.1f s", time.monotonic() - asleep - TICK_SECONDS)
+                continue
+            try:
+                await self._send(self.core.tick(time.monotonic()))
+            except Exception:  # the process's top loop
+                log.exception("a tick failed")
+
+    async def _send(self, outgoing: list[Outgoing]) -> None:
+        """Sends in order; a peer that cannot be reached may change what there is to send."""
+        queue = list(outgoing)
+        while queue:
+            peer, message = queue.pop(0)
+            try:
+                sent = await self._server.send(peer, message)
+            except FrameError as error:
+                log.error("not sent: %s", error)
+                continue
+            if not sent:
+                queue += self.core.unreachable(peer, time.monotonic())
