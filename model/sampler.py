@@ -20,6 +20,8 @@ from torch import Tensor
 from packhorse.errors import PackhorseError, RequestError
 from transport.messages import Sampling, TokenLogprob
 
+from .draw import draw
+
 MIN_LOGPROB = -9999.0
 """What is reported for a token that the model excludes: minus infinity does not exist in JSON."""
 
@@ -103,7 +105,8 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> list[Sampled]:
     tokens = adjusted.argmax(dim=-1).tolist()  # of equal ones the first
     drawing = [i for i, state in enumerate(states) if not state.greedy]
     if drawing:
-        for i, token in zip(drawing, _draw(adjusted[drawing], [states[i] for i in drawing]), strict=True):
+        settings, numbers = [states[i].sampling for i in drawing], [states[i].random() for i in drawing]
+        for i, token in zip(drawing, draw(adjusted[drawing], settings, numbers), strict=True):
             tokens[i] = token
     return _with_logprobs(logits, states, tokens)
 
@@ -123,32 +126,6 @@ def _adjusted(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
     for i in rows:
         states[i].adjust(logits[i])
     return logits
-
-
-def _draw(logits: Tensor, states: Sequence[SamplerState]) -> list[int]:
-    """logits [M, vocab] after adjustment -> a token for each, at its temperature, within its top-k, top-p and min-p."""
-
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
-
-    settings = [state.sampling for state in states]
-    ordered, ids = logits.double().sort(dim=-1, descending=True, stable=True)
-    probs = ((ordered - ordered[:, :1]) / column([s.temperature for s in settings])).softmax(dim=-1)
-    vocab = logits.shape[1]
-    # Each limit keeps the most probable tokens up to some rank, so all three together keep the shortest of their ranges.
-    keep = column([s.top_k or vocab for s in settings]).long().clamp(max=vocab)
-    cdf = probs.cumsum(dim=-1)
-    in_top_k = cdf.gather(1, keep - 1)
-    before = cdf - probs
-    top_p = column([s.top_p for s in settings])
-    within = (before < top_p * in_top_k) | (top_p >= 1.0)
-    within &= probs >= column([s.min_p for s in settings]) * probs[:, :1]
-    within &= probs > 0
-    keep = torch.minimum(keep, within.sum(dim=-1, keepdim=True)).clamp(min=1)
-    draw = column([state.random() for state in states]) * cdf.gather(1, keep - 1)
-    rank = torch.searchsorted(cdf, draw, right=True).minimum(keep - 1)
-    tokens: list[int] = ids.gather(1, rank)[:, 0].tolist()
-    return tokens
 
 
 def _with_logprobs(logits: Tensor, states: Sequence[SamplerState], tokens: Sequence[int]) -> list[Sampled]:

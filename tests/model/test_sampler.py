@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model import draw
 from model.sampler import MIN_LOGPROB, SamplerState, broken_rows, sample
 from packhorse.errors import PackhorseError, RequestError
 from transport.messages import Sampling
@@ -125,6 +126,53 @@ def test_draws_stay_within_every_limit(seed: int, top_k: int, top_p: float, min_
     kept = probs[order[: top_k or VOCAB]]
     assert float(kept[:rank].sum() / kept.sum()) < top_p + 1e-9
     assert float(probs[token]) >= min_p * float(probs.max()) * (1 - 1e-9)
+
+
+# ---- large vocabularies
+
+
+def _large(rows: int, seed: int) -> Tensor:
+    """Logits of 16,384 tokens with the many ties that a bfloat16 model has."""
+    return _random(rows, seed, vocab=16_384).bfloat16().float()
+
+
+LIMITS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 3.0},
+    {"temperature": 0.3},
+    {"top_k": 40},
+    {"top_k": 1024, "temperature": 9.0},
+    {"top_k": 3000, "top_p": 0.9},
+    {"top_p": 0.5},
+    {"top_p": 0.999},
+    {"min_p": 0.05},
+    {"min_p": 1e-5, "temperature": 2.0},
+]
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+def test_the_head_decides_nothing_that_the_whole_would_not(
+    limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, states = _large(40, 3), [_state(seed=i, **limits) for i in range(40)]
+    by_head = [one.token_id for one in sample(logits, states)]
+    monkeypatch.setattr("model.draw.HEAD", 16_384)
+    assert by_head == [one.token_id for one in sample(logits, states)]
+
+
+@pytest.mark.parametrize("limits", [{"top_k": 40}, {"top_p": 0.3, "temperature": 0.5}, {"temperature": 0.3}], ids=str)
+def test_the_head_spares_the_whole_sort(limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    ranked = draw._ranked
+    monkeypatch.setattr(draw, "_ranked", lambda logits, size: sizes.append(size) or ranked(logits, size))
+    sample(_large(4, 3), [_state(seed=i, **limits) for i in range(4)])
+    assert sizes == [draw.HEAD]
+
+
+def test_a_flat_distribution_draws_from_all_of_it() -> None:
+    drawn = [_choose(torch.zeros(1, 16_384), seed=seed) for seed in range(200)]
+    assert max(drawn) > 15_000
+    assert sorted(drawn)[100] == pytest.approx(8192, abs=6 * 16_384 / (2 * math.sqrt(200)))
 
 
 # ---- bias and penalties
