@@ -14,7 +14,9 @@ from packhorse.errors import ConfigError
 
 EXIT_ALL_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Benchmarks: load on a server, quality of the KV formats.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Benchmarks: load on a server, quality of the KV formats."
+)
 
 
 @contextmanager
@@ -30,8 +32,12 @@ def _config_errors() -> Iterator[None]:
 @app.command()
 def serve(
     url: Annotated[str, typer.Option(help="the server, http://host:port, with or without /v1")],
-    rate: Annotated[str, typer.Option(help="requests per second, inf (all at once), or trace (the dataset's times)")] = "1",
-    num_prompts: Annotated[int, typer.Option(help="requests to send; a shorter dataset repeats, except with trace")] = 100,
+    rate: Annotated[
+        str, typer.Option(help="requests per second, inf (all at once), or trace (the dataset's times)")
+    ] = "1",
+    num_prompts: Annotated[
+        int, typer.Option(help="requests to send; a shorter dataset repeats, except with trace")
+    ] = 100,
     dataset: Annotated[Path | None, typer.Option(help="JSONL(.gz) or CSV; default: seeded story prompts")] = None,
     model: Annotated[str | None, typer.Option(help="model name; default: the first that the server lists")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="most output tokens of any request")] = None,
@@ -76,14 +82,21 @@ def serve(
 
 @app.command()
 def quality(
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[FORMAT]...", help="further formats, after --formats")
+    ] = None,
     model: Annotated[str, typer.Option(help="embedded, a directory or a hub id")] = "embedded",
-    formats: Annotated[list[str] | None, typer.Option(help="KV formats; repeat the option, or separate with commas")] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option(help="KV formats, raw or k<bits>v<bits>; default: the usual six")
+    ] = None,
     stories: Annotated[int | None, typer.Option(help="use only the first so many texts")] = None,
     rows: Annotated[int, typer.Option(help="rows of context that the texts fill; 0: all")] = 8,
     row_tokens: Annotated[int, typer.Option(help="tokens of a row, at most the model's context")] = 1024,
     recall: Annotated[int, typer.Option(help="lookups in long contexts; 0: none")] = 240,
     text: Annotated[Path | None, typer.Option(help="texts: a JSON list, or plain text split at <|endoftext|>")] = None,
-    dtype: Annotated[str, typer.Option(help="of the model, the residual and raw pages: auto, float32, bfloat16")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="of the model, the residual and raw pages: auto, float32, bfloat16")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's")] = None,
     seed: Annotated[int, typer.Option(help="of the recall contexts")] = 0,
@@ -98,7 +111,12 @@ def quality(
     from bench.report import write_json
 
     with _config_errors():
-        names = [name.strip() for part in formats or [] for name in part.replace(" ", ",").split(",") if name.strip()]
+        names = [
+            name.strip()
+            for part in [*(formats or []), *(more or [])]
+            for name in part.replace(" ", ",").split(",")
+            if name.strip()
+        ]
         options = QualityOptions(
             model=model, formats=tuple(names) or QualityOptions.formats, stories=stories, rows=2 if quick else rows,
             row_tokens=row_tokens, recall=min(recall, 24) if quick else recall, text=text, dtype=dtype, device=device,

@@ -69,10 +69,13 @@ class CodesHistory:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """q [T, heads, head_dim], k, v [T, kv_heads, head_dim] of all spans -> [T, heads, head_dim]; closes the spans' pages."""
         sizes = [span.num_tokens for span in self._spans]
-        blocks = [(keys.transpose(0, 1), values.transpose(0, 1)) for keys, values in zip(k.split(sizes), v.split(sizes), strict=True)]
+        blocks = [
+            (keys.transpose(0, 1), values.transpose(0, 1))
+            for keys, values in zip(torch.split(k, sizes), torch.split(v, sizes), strict=True)
+        ]
         out = [
             self._attend(layer, span, queries, own_k, own_v, scale)
-            for span, queries, (own_k, own_v) in zip(self._spans, q.split(sizes), blocks, strict=True)
+            for span, queries, (own_k, own_v) in zip(self._spans, torch.split(q, sizes), blocks, strict=True)
         ]
         self._close(layer, blocks)
         return torch.cat(out)
@@ -94,7 +97,9 @@ class CodesHistory:
 
     def _close(self, layer: int, blocks: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Makes a page of each span that ends a block, all in one call."""
-        full = [i for i, span in enumerate(self._spans) if self.fmt.num_pages(span.stop) > self.fmt.num_pages(span.start)]
+        full = [
+            i for i, span in enumerate(self._spans) if self.fmt.num_pages(span.stop) > self.fmt.num_pages(span.start)
+        ]
         if not full:
             return
         k, v = (torch.stack([blocks[i][side][:, -self.fmt.page_tokens :] for i in full]) for side in (0, 1))

@@ -30,9 +30,7 @@ class Limits:
 
     def met(self, record: RequestRecord) -> bool:
         pairs = ((record.ttft, self.ttft), (record.tpot, self.tpot), (record.jct, self.jct))
-        return record.status == "ok" and all(
-            limit is None or value is None or value <= limit for value, limit in pairs
-        )
+        return record.status == "ok" and all(limit is None or value is None or value <= limit for value, limit in pairs)
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -55,7 +53,9 @@ def summarize(records: Sequence[RequestRecord], planned: int, limits: Limits) ->
         "failed": sum(record.status == "failed" for record in records),
         "interrupted": sum(record.status == "interrupted" for record in records),
         "not_sent": planned - len(records),
-        "failures_by_cause": dict(Counter(record.cause for record in records if record.status == "failed").most_common()),
+        "failures_by_cause": dict(
+            Counter(record.cause for record in records if record.status == "failed").most_common()
+        ),
         "duration_seconds": duration,
         "requests_per_second": _per_second(len(good), duration),
         "output_tokens_per_second": _per_second(output_tokens, duration),

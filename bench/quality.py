@@ -134,9 +134,9 @@ def _result(info: ModelInfo, fmt: PageFormat, figures: Figures, recalled: int, l
 
 
 def recommend(results: Sequence[FormatQuality]) -> str | None:
-    """The format of fewest bytes with recall within MAX_RECALL_LOST of raw's and mean KL below MAX_KL; None without raw."""
+    """The format of fewest bytes with recall within MAX_RECALL_LOST of raw's and mean KL below MAX_KL; None without raw or lookups."""
     raw = next((result for result in results if result.format == "raw"), None)
-    if raw is None:
+    if raw is None or not raw.lookups:
         return None
     fit = [r for r in results if r.recalled >= raw.recalled - MAX_RECALL_LOST and r.mean_kl < MAX_KL]
     return min(fit, key=lambda result: result.bytes_share).format

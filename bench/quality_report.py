@@ -31,6 +31,11 @@ def print_quality(result: dict[str, Any], console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    console.print("Bytes are those of pages with their metadata, against 16-bit raw pages; the residual is not counted.", soft_wrap=True)
+    console.print(
+        "Bytes are those of pages with their metadata, against 16-bit raw pages; the residual is not counted.",
+        soft_wrap=True,
+    )
     if result["recommended"]:
-        console.print(f"Fewest bytes with recall within 1 of raw and KL below 0.01: {result['recommended']}", soft_wrap=True)
+        console.print(
+            f"Fewest bytes with recall within 1 of raw and KL below 0.01: {result['recommended']}", soft_wrap=True
+        )

@@ -16,11 +16,11 @@ TOKENS_PER_WORD = 1.25
 PROMPT_MEDIAN, PROMPT_SIGMA, PROMPT_RANGE = 90, 0.8, (16, 600)
 OUTPUT_MEDIAN, OUTPUT_SIGMA, OUTPUT_RANGE = 56, 0.7, (4, 256)
 
-_NAMES = "Lily Tom Ben Anna Max Sue Tim Mia Sam Lucy".split()
-_PLACES = "park garden forest farm lake house school beach market hill".split()
-_THINGS = "ball kite boat cake doll book flower hat stick box apple drum".split()
-_ANIMALS = "dog cat bird fish bear rabbit duck frog horse mouse".split()
-_MOODS = "happy sad excited scared proud tired surprised glad".split()
+_NAMES = ["Lily", "Tom", "Ben", "Anna", "Max", "Sue", "Tim", "Mia", "Sam", "Lucy"]
+_PLACES = ["park", "garden", "forest", "farm", "lake", "house", "school", "beach", "market", "hill"]
+_THINGS = ["ball", "kite", "boat", "cake", "doll", "book", "flower", "hat", "stick", "box", "apple", "drum"]
+_ANIMALS = ["dog", "cat", "bird", "fish", "bear", "rabbit", "duck", "frog", "horse", "mouse"]
+_MOODS = ["happy", "sad", "excited", "scared", "proud", "tired", "surprised", "glad"]
 _OPENINGS = (
     "Once upon a time, there was a little {animal} who lived near the {place}.",
     "One day, {name} went to the {place} with a big {thing}.",
