@@ -39,7 +39,6 @@ def decode_attention(
 def _attend_residual(q: Tensor, residual: Tensor, tokens: Tensor) -> Partial:
     """q [batch, kv_heads, rows, head_dim]; residual [batch, 2, kv_heads, slots, head_dim], the first tokens[i] slots valid."""
     valid = torch.arange(residual.shape[3], device=q.device) < tokens.view(-1, 1, 1)  # [batch, 1, slots]
-    filled = residual.float().masked_fill_(
-        ~valid[:, None, ..., None], 0.0
-    )  # an unused slot may hold NaN, and 0 * NaN is NaN
+    unused = ~valid[:, None, ..., None]  # [batch, 1, 1, slots, 1]; these may hold NaN, and 0 * NaN is NaN
+    filled = residual.float().masked_fill(unused, 0.0)
     return attend_exact(q, filled[:, 0], filled[:, 1], valid.unsqueeze(1))
