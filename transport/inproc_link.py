@@ -22,11 +22,11 @@ class _Pipe:
     """One direction of a link."""
 
     def __init__(self) -> None:
-        self._frames: deque[tuple[bytes, bytes]] = deque()
+        self._frames: deque[tuple[bytes, bytearray]] = deque()
         self._changed = asyncio.Condition()
         self._closed = False
 
-    async def put(self, frame: tuple[bytes, bytes]) -> bool:
+    async def put(self, frame: tuple[bytes, bytearray]) -> bool:
         """False when the pipe is closed."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or len(self._frames) < _MAX_QUEUED_FRAMES)
@@ -35,7 +35,7 @@ class _Pipe:
                 self._changed.notify_all()
             return not self._closed
 
-    async def get(self) -> tuple[bytes, bytes] | None:
+    async def get(self) -> tuple[bytes, bytearray] | None:
         """None when the pipe is closed and empty."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or self._frames)
@@ -71,7 +71,7 @@ class InprocLink(Link):
         header, view = pack(message, payload)
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                sent = await self._outgoing.put((header, bytes(view)))
+                sent = await self._outgoing.put((header, bytearray(view)))
         except TimeoutError as error:
             raise LinkTimeoutError(f"{self.address} took nothing for {SEND_TIMEOUT_SECONDS:g} s") from error
         if not sent:

@@ -132,7 +132,7 @@ class UcxListener(Listener):
         self._door = door
         self._engine = engine
         self._links: asyncio.Queue[UcxLink | None] = asyncio.Queue()
-        self._meeting: set[asyncio.Task[None]] = set()
+        self._meeting: dict[asyncio.Task[None], Wire] = {}
         self._accepting = asyncio.create_task(self._accept(), name=f"accept {self.address}")
         self._closed = False
 
@@ -159,10 +159,12 @@ class UcxListener(Listener):
             return
         self._closed = True
         await self._door.close()
-        tasks = [self._accepting, *self._meeting]
+        tasks, wires = [self._accepting, *self._meeting], list(self._meeting.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for wire in wires:  # a task that never ran has not closed its own
+            await wire.close()
         while not self._links.empty():
             link = self._links.get_nowait()
             if link is not None:
@@ -174,8 +176,8 @@ class UcxListener(Listener):
         while True:
             wire = await self._door.accept()
             task = asyncio.create_task(self._meet(wire), name=f"meet {wire.address}")
-            self._meeting.add(task)
-            task.add_done_callback(self._meeting.discard)
+            self._meeting[task] = wire
+            task.add_done_callback(self._meeting.pop)
 
     async def _meet(self, wire: Wire) -> None:
         engine = UcxEngine.acquire()

@@ -199,8 +199,9 @@ class ZmqLink(Link):
         if self._closed:
             return
         self._closed = True
-        if self.error is None:
+        if self.error is None and self.welcomed.is_set():
             self._hub.send_now(self.peer, _CLOSE)
+        if self.error is None:
             self.lose(LinkClosedError(f"the link to {self.address} is closed"))
         self._inbox.clear()
         self._drained.set()
