@@ -28,6 +28,7 @@ _WORDING = {
     "greater_than": "must be greater than {gt:g}",
     "less_than_equal": "must be at most {le:g}",
     "less_than": "must be less than {lt:g}",
+    "string_pattern_mismatch": "must match {pattern}",
     "too_short": "must have at least {min_length} entries",
     "too_long": "must have at most {max_length} entries",
     "string_too_short": "must have at least {min_length} characters",
@@ -73,7 +74,8 @@ def invalid(error: ValidationError) -> RequestError:
         return RequestError(f"unknown field{'s' * (len(unknown) > 1)}: {', '.join(unknown)}", param=unknown[0])
     fault = faults[0]
     name = path(fault["loc"])
-    wording = _WORDING.get(fault["type"], fault["msg"]).format(**fault.get("ctx", {}))
+    known = _WORDING.get(fault["type"])
+    wording = known.format(**fault.get("ctx", {})) if known else fault["msg"]
     if fault["type"] == "missing":
         return RequestError(f"{name} {wording}", param=name)
     return RequestError(f"{name}={shown(fault['input'])}: {wording}", param=name)

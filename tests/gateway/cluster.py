@@ -6,6 +6,7 @@ It stands where ControlClient and TokenReceiver are, so the gateway's own backen
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ STATS = JobStats(
     prompt_tokens=3, prefill_worker="prefill-0", decode_worker="decode-0", bytes_shipped=100, raw_bytes=400,
     queue_seconds=0.25, prefill_seconds=0.5, ship_seconds=0.125,
 )  # fmt: skip
-TEXT = "Once upon a time there was a small red fox who liked the snow."
+TEXT = "Once upon a time there was a small red fox who liked the snow and the trees in it."
 
 
 def worker(worker_id: str, role: Any) -> WorkerStatus:
@@ -87,6 +88,7 @@ class FakeCluster:
         self.running: dict[str, asyncio.Task[None]] = {}
         self.script: Callable[[Job], list[int]] = lambda job: tokenizer.encode(TEXT)
         self.errors: dict[int, PackhorseError] = {}  # by token number: fails the job there
+        self.fails: Callable[[Job], bool] = lambda job: True  # the jobs that `errors` is for
         self.hold: int | None = None
         self.resume = asyncio.Event()
         self.reverse = False
@@ -135,11 +137,12 @@ class FakeCluster:
     def outputs(self, job: Job) -> list[TokenOutput]:
         rule = FinishRule(job, self.tokenizer, self.tokenizer.eos_token_ids)
         made: list[TokenOutput] = []
-        for index, token_id in enumerate([*self.script(job), self.tokenizer.eos_token_ids[0]]):
+        silence = itertools.repeat(self.tokenizer.eos_token_ids[0])
+        for index, token_id in enumerate(itertools.chain(self.script(job), silence)):
             reason, stop = rule.push(token_id)
             made.append(self.output(job, index, token_id, finish_reason=reason, stop_string=stop))
             if reason is not None:
-                return made
+                break
         return made
 
     def output(self, job: Job, index: int, token_id: int, **fields: Any) -> TokenOutput:
@@ -164,7 +167,7 @@ class FakeCluster:
         for number, output in enumerate(reversed(outputs) if self.reverse else outputs):
             if self.hold == number:
                 await self.resume.wait()
-            if number in self.errors:
+            if number in self.errors and self.fails(job):
                 self.fail(job.job_id, self.errors[number])
                 return
             self.push(output)
