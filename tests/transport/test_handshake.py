@@ -220,5 +220,5 @@ def hello(layout: KVLayout) -> Hello:
 
 async def until(condition: Callable[[], bool], timeout_seconds: float = 5.0) -> None:
     async with asyncio.timeout(timeout_seconds):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
