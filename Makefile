@@ -4,9 +4,9 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(name)),$(name))))
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+comma := ,
 # ucxx has wheels for these alone; elsewhere its tests skip with that reason.
 EXTRAS := $(if $(filter Linux-x86_64 Linux-aarch64,$(shell uname -s)-$(shell uname -m)),dev$(comma)ucx,dev)
-comma := ,
 
 .PHONY: help demo test lint test-compose bench clean
 .DEFAULT_GOAL := help

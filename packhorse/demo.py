@@ -28,6 +28,7 @@ from packhorse.up import terminating
 
 STORY_TOKENS = 160
 _REFRESHES_PER_SECOND = 8
+_PANEL_LINES = 12
 
 
 class DemoError(PackhorseError):
@@ -66,7 +67,7 @@ class Stream:
     def run(self, client: httpx.Client, model: str) -> None:
         """Streams the answer into this object. Raises ServerError."""
         self.started_at = time.monotonic()
-        sampling = {"max_tokens": STORY_TOKENS, "temperature": 0.7, "top_p": 0.95, "seed": self.seed}
+        sampling = {"max_tokens": STORY_TOKENS, "temperature": 0.5, "top_p": 0.95, "seed": self.seed}
         for piece in stream_chat(client, model, self.messages, **sampling):
             self.last_at = time.monotonic() if piece.text else self.last_at
             self.first_at = self.first_at or self.last_at
@@ -76,33 +77,39 @@ class Stream:
 
 def demo(config: DemoConfig) -> int:
     """Runs the demo; returns 0 when everything that it promises happened. Raises what LocalCluster and the server raise."""
-    console = Console()
+    console = Console(highlight=False)
     began = time.monotonic()
     with terminating():
         pids = _play(config, console)
     left = [pid for pid in pids if _exists(pid)]
     if left:
         raise DemoError(f"processes {left} are still there")
-    console.print(f"All {len(pids)} processes have ended; nothing is left. {time.monotonic() - began:.1f} s in all.")
+    seconds = time.monotonic() - began
+    _say(console, f"All {len(pids)} processes have ended; nothing is left. {seconds:.1f} s in all.")
     return 0
 
 
 def _play(config: DemoConfig, console: Console) -> list[int]:
     workers = f"{config.prefill} prefill and {config.decode} decode workers"
-    console.print(f"Starting a scheduler, a gateway, {workers} on {config.model} ({config.kv_format} pages) ...")
+    _say(console, f"Starting a scheduler, a gateway, {workers} on {config.model} ({config.kv_format} pages) ...")
     began = time.monotonic()
     with LocalCluster(config) as cluster, open_client(cluster.url, _key(config)) as client:
-        console.print(f"Up at {cluster.url} after {time.monotonic() - began:.1f} s. Two requests at the same time:\n")
+        seconds = time.monotonic() - began
+        _say(console, f"Up at {cluster.url} after {seconds:.1f} s. Two requests at the same time:\n")
         model = first_model(client)
         streams = [Stream(f"story {number + 1}", conversation(number), seed=number) for number in range(2)]
         _stream_all(streams, client, model, console)
         console.print(_table(streams))
         _check(streams)
         if config.model == "embedded":
-            console.print(_recall(client, model))
+            _say(console, _recall(client, model))
         pids = [child.pid for child in cluster.processes.values()]
-        console.print("Stopping ...")
+        _say(console, "Stopping ...")
     return pids
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _stream_all(streams: Sequence[Stream], client: httpx.Client, model: str, console: Console) -> None:
@@ -118,7 +125,7 @@ def _shown(streams: Sequence[Stream], console: Console) -> Iterator[None]:
     """Live panels in a terminal; elsewhere the whole texts at the end."""
 
     def panels() -> Group:
-        return Group(*(Panel(stream.text or "...", title=stream.title, height=9) for stream in streams))
+        return Group(*(Panel(stream.text or "...", title=stream.title, height=_PANEL_LINES) for stream in streams))
 
     if console.is_terminal:
         with Live(get_renderable=panels, console=console, refresh_per_second=_REFRESHES_PER_SECOND):
@@ -126,7 +133,7 @@ def _shown(streams: Sequence[Stream], console: Console) -> Iterator[None]:
         return
     yield
     for stream in streams:
-        console.print(f"{stream.title}: {stream.text.strip()}\n", markup=False, soft_wrap=True)
+        _say(console, f"{stream.title}: {stream.text.strip()}\n")
 
 
 def _table(streams: Sequence[Stream]) -> Table:
@@ -136,18 +143,14 @@ def _table(streams: Sequence[Stream]) -> Table:
         "completion tokens": lambda s: str(s.usage.get("completion_tokens")),
         "time to first token": lambda s: f"{s.ttft_seconds * 1000:.0f} ms",
         "tokens per second": lambda s: f"{s.tokens_per_second:.1f}",
-        "KV shipped": _shipped,
+        "KV bytes shipped": lambda s: f"{s.transfer.get('bytes_shipped', 0):,}",
+        "the same in bf16": lambda s: f"{s.transfer.get('raw_bytes', 0):,}",
+        "saved": lambda s: f"{100 - 100 * s.transfer.get('bytes_shipped', 0) / s.transfer.get('raw_bytes', 1):.0f} %",
         "workers": lambda s: f"{s.transfer.get('prefill_worker')} -> {s.transfer.get('decode_worker')}",
     }
     for name, value in rows.items():
         table.add_row(name, *(value(stream) for stream in streams))
     return table
-
-
-def _shipped(stream: Stream) -> str:
-    shipped, raw = stream.transfer.get("bytes_shipped", 0), stream.transfer.get("raw_bytes", 0)
-    share = f" ({100 * shipped / raw:.0f} %)" if raw else ""
-    return f"{shipped:,} of {raw:,} bytes as bf16{share}"
 
 
 def _recall(client: httpx.Client, model: str) -> str:

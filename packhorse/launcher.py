@@ -133,7 +133,8 @@ class LocalCluster:
         while not self._complete(health := self.health()):
             self._supervisor.check()
             if time.monotonic() > deadline:
-                raise DeadlineError(f"not everything came up in {self.config.start_seconds:g} s; /health says {health}")
+                limit = f"{self.config.start_seconds:g} s (--start-seconds)"
+                raise DeadlineError(f"not everything came up in {limit}; /health says {health}")
             time.sleep(_POLL_SECONDS)
 
     def _complete(self, health: dict[str, Any] | None) -> bool:

@@ -17,6 +17,6 @@ def packhorse() -> Run:
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PACKHORSE_")}
         command = [sys.executable, "-P", "-m", "packhorse", *arguments]
-        return subprocess.run(command, env=env | variables, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=env | variables, capture_output=True, text=True, timeout=110, check=False)
 
     return run

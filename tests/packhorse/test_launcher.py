@@ -126,3 +126,15 @@ def test_up_prints_the_dying_childs_lines_and_ends_with_status_1() -> None:
     assert "while starting" in done.stderr
     assert "/nonexistent/model" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_while_starting_stops_everything() -> None:
+    command = [sys.executable, "-P", "-m", "packhorse", "up", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("scheduler  | ")
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
+    assert "was killed" not in err
+    assert "Traceback" not in err
