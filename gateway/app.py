@@ -7,14 +7,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from gateway.chat import chat_completions
 from gateway.completions import completions
 from gateway.edge import Edge
 from gateway.failure import error_response, http_error_response
-from gateway.schema import ChatRequest, CompletionRequest
+from gateway.openapi import describe
 from gateway.service import Service
 from packhorse.errors import PackhorseError, UnavailableError
 
@@ -23,18 +22,19 @@ _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 def create_app(service: Service) -> FastAPI:
     """The application of one gateway; whoever makes `service` starts its backend first and closes it after."""
-    app = FastAPI(title="Packhorse", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Packhorse", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.service = service
     app.add_middleware(Edge, service=service)
     app.add_exception_handler(PackhorseError, _packhorse_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_api_route("/v1/models", models)
     app.add_api_route("/v1/models/{model_id:path}", model)
-    app.add_api_route("/v1/completions", completions, methods=["POST"], openapi_extra=_body(CompletionRequest))
-    app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"], openapi_extra=_body(ChatRequest))
+    app.add_api_route("/v1/completions", completions, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"])
     app.add_api_route("/health", health)
     app.add_api_route("/metrics", metrics)
     app.add_api_route("/status", status)
+    app.add_api_route("/openapi.json", openapi, include_in_schema=False)
     return app
 
 
@@ -79,6 +79,10 @@ async def status(request: Request) -> Response:
     return JSONResponse(state.model_dump(mode="json"))
 
 
+async def openapi(request: Request) -> Response:
+    return JSONResponse(describe(request.app))
+
+
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
@@ -93,11 +97,6 @@ def _model(service: Service) -> dict[str, Any]:
         "owned_by": "packhorse",
         "max_model_len": service.limits.max_context_tokens,
     }
-
-
-def _body(kind: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI description of a body that we read ourselves."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
 
 
 async def _packhorse_error(request: Request, error: Exception) -> Response:

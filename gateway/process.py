@@ -145,7 +145,7 @@ class _Server(uvicorn.Server):
         yield
 
     def refuse_connections(self) -> None:
-        for listening in self.servers:
+        for listening in self.servers if self.started else []:
             listening.close()
 
 

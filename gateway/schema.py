@@ -84,7 +84,7 @@ class StreamOptions(Fields):
 
 class Message(Fields):
     role: str = Field(pattern=r"^[a-z_]{1,32}$")
-    content: Annotated[str, BeforeValidator(_content)]
+    content: Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[dict[str, str]])]
 
     refused: ClassVar[Refused] = {
         "annotations": ([],), "audio": (), "function_call": (), "name": (), "refusal": (), "tool_call_id": (),
