@@ -37,6 +37,7 @@ class Plug:
         self.context = zmq.asyncio.Context()
         self.socket: zmq.asyncio.Socket = self.context.socket(kind)
         self.closed = False
+        self._open = True  # whether messages are taken
         self._secret = secret
         self._authenticator = Authenticator(self.context, secret)
         self._events: zmq.asyncio.Socket | None = None
@@ -66,30 +67,31 @@ class Plug:
             raise
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
-    def connect(self, address: str, watch: Callable[[bool], None] | None = None, *, queue: bool = False) -> None:
-        """Connects, and reconnects, in the background. Messages are taken once connected, or with `queue` from now on.
+    def connect(self, address: str, watch: Callable[[bool], None], *, queue: bool = False) -> None:
+        """Connects, and reconnects, in the background. Messages are taken while connected, or with `queue` from now on.
 
         `watch(True)` is called when a connection stands, `watch(False)` when it breaks: what was under way may be lost then.
-        Raises ConfigError on a malformed address; the plug is closed then.
+        Raises ConfigError on a malformed address; the plug is closed then. (ZMQ_IMMEDIATE is not used: with it, messages that
+        have come but are not read yet go down with the connection.)
         """
         try:
             curve_client(self.socket, self._secret)
-            self.socket.immediate = not queue
             self.socket.ipv6 = "[" in address
-            if watch is not None:
-                self._events = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            self._events = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
             self.socket.connect(address)
         except zmq.ZMQError as error:
             self._close_sockets(0)
             self.context.term()
             raise ConfigError(f"cannot connect to {address!r}: {error.strerror}") from error
-        if watch is not None and self._events is not None:
-            self._monitor = asyncio.create_task(_watch(self._events, watch), name="zmq monitor")
+        self._open = queue
+        self._monitor = asyncio.create_task(self._follow(self._events, watch, queue), name="zmq monitor")
 
     def send_now(self, frames: Sequence[bytes]) -> bool:
         """Queues a message without waiting; False when the peer is not connected, or takes no more. LinkClosedError: closed."""
         if self.closed:
             raise LinkClosedError("the socket is closed")
+        if not self._open:
+            return False
         sent = self.socket.send_multipart(frames, flags=zmq.DONTWAIT)
         assert isinstance(sent, asyncio.Future), "a send that does not wait is done on return"
         error = sent.exception()
@@ -122,20 +124,20 @@ class Plug:
             await asyncio.wait([self._monitor])
         await asyncio.to_thread(self.context.term)
 
+    async def _follow(self, events: zmq.asyncio.Socket, watch: Callable[[bool], None], queue: bool) -> None:
+        """Tells of a connection that stands, and of one that stood and broke; an attempt that failed is neither."""
+        connected = False
+        while True:
+            event = await recv_monitor_message(events)
+            stands = event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if stands != connected:
+                connected = stands
+                self._open = queue or connected
+                watch(connected)
+
     def _close_sockets(self, linger_seconds: float) -> None:
         self.closed = True
         if self._events is not None:
             self.socket.disable_monitor()
             self._events.close(linger=0)
         self.socket.close(linger=round(linger_seconds * 1000))
-
-
-async def _watch(events: zmq.asyncio.Socket, watch: Callable[[bool], None]) -> None:
-    """Tells of a connection that stands, and of one that stood and broke; an attempt that failed is neither."""
-    connected = False
-    while True:
-        event = await recv_monitor_message(events)
-        stands = event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
-        if stands != connected:
-            connected = stands
-            watch(connected)

@@ -217,6 +217,20 @@ async def test_a_client_with_no_server_says_so_and_tells_of_a_broken_connection(
             assert await again.receive() == (b"g", StatusRequest())
 
 
+async def test_what_came_before_a_broken_connection_can_still_be_read() -> None:
+    server = ControlServer(LOCAL)
+    await server.start()
+    broken = asyncio.Event()
+    async with ControlClient(server.address, "g", disconnected=broken.set) as client:
+        await client.send(StatusRequest())
+        peer, _ = await server.receive()
+        for name in "abc":
+            assert await server.send(peer, Goodbye(worker_id=name))
+        await server.stop()
+        await broken.wait()
+        assert [(await client.receive()).worker_id for _ in range(3)] == ["a", "b", "c"]
+
+
 async def test_a_pending_receive_ends_when_its_side_closes() -> None:
     server = ControlServer(LOCAL)
     await server.start()

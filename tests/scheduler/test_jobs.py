@@ -1,0 +1,133 @@
+"""Every transition of the state machine, and every word that does not fit its state."""
+
+from __future__ import annotations
+
+import pytest
+
+from packhorse.errors import DeadlineError
+from scheduler.jobs import CANCELLED, DONE, JobState, TrackedJob, failed, merge
+from tests.scheduler.fakes import LIMITS, tracked
+from transport.messages import JobStats
+
+
+def at(state: JobState) -> TrackedJob:
+    """A job on p1 and d1 that reached `state` at time 0."""
+    job = tracked()
+    if state is not JobState.QUEUED:
+        job.place("p1", "d1", 0)
+    if state in (JobState.PREFILLING, JobState.DECODING, JobState.RELEASING):
+        assert job.reserved("d1", 0)
+    if state is JobState.DECODING:
+        assert job.prefilled("p1", False, JobStats(), 0)
+    if state is JobState.RELEASING:
+        job.end(CANCELLED, 0)
+    assert job.state is state
+    return job
+
+
+def test_the_whole_way() -> None:
+    job = tracked(now=5)
+    assert (job.state, job.deadline) == (JobState.QUEUED, 5 + LIMITS.queued)
+    job.place("p1", "d1", 6)
+    assert (job.state, job.deadline) == (JobState.RESERVING, 6 + LIMITS.reserving)
+    assert job.holds == {"p1": False, "d1": True}
+    assert job.reserved("d1", 7)
+    assert (job.state, job.deadline) == (JobState.PREFILLING, 7 + LIMITS.prefilling)
+    assert job.queue_seconds == 2
+    assert job.prefilled("p1", False, JobStats(bytes_shipped=3), 8)
+    assert (job.state, job.deadline) == (JobState.DECODING, 8 + LIMITS.decoding)
+    assert job.decoded("d1", JobStats(completion_tokens=9))
+    assert job.end(DONE, 9) == []
+    assert job.state is JobState.ENDED
+    stats = job.final_stats()
+    assert (stats.bytes_shipped, stats.completion_tokens, stats.queue_seconds) == (3, 9, 2)
+    assert (stats.prefill_worker, stats.decode_worker, stats.prompt_tokens) == ("p1", "d1", 10)
+
+
+def test_one_token_needs_no_decode_worker() -> None:
+    job = tracked(max_tokens=1)
+    assert not job.needs_decode
+    job.place("p1", "", 1)
+    assert job.state is JobState.PREFILLING
+    assert job.prefilled("p1", True, JobStats(), 2)
+    assert job.end(DONE, 2) == []
+    assert job.state is JobState.ENDED
+    assert job.final_stats().decode_worker == ""
+
+
+def test_token_1_ends_the_job_and_the_decode_side_is_released() -> None:
+    job = at(JobState.PREFILLING)
+    assert job.prefilled("p1", True, JobStats(), 1)
+    assert job.end(DONE, 1) == ["d1"]
+    assert (job.state, job.deadline) == (JobState.RELEASING, 1 + LIMITS.releasing)
+    assert job.dropped("d1")
+    assert job.state is JobState.ENDED
+    assert job.final_stats().decode_worker == ""
+
+
+def test_decoded_may_come_before_prefilled() -> None:
+    job = at(JobState.PREFILLING)
+    assert job.decoded("d1", JobStats(completion_tokens=4))
+    assert job.end(DONE, 1) == ["p1"]
+    assert job.state is JobState.RELEASING
+    assert job.prefilled("p1", False, JobStats(bytes_shipped=7), 2)
+    assert job.state is JobState.ENDED
+    assert (job.final_stats().completion_tokens, job.final_stats().bytes_shipped) == (4, 7)
+
+
+@pytest.mark.parametrize(
+    ("state", "holders"),
+    [
+        (JobState.QUEUED, []),
+        (JobState.RESERVING, ["d1"]),
+        (JobState.PREFILLING, ["p1", "d1"]),
+        (JobState.DECODING, ["d1"]),
+        (JobState.RELEASING, []),
+    ],
+)
+def test_ending_asks_those_who_know_of_the_job(state: JobState, holders: list[str]) -> None:
+    job = at(state)
+    assert sorted(job.end(failed(DeadlineError("late")), 1)) == sorted(holders)
+    if state is not JobState.RELEASING:
+        assert job.state is (JobState.RELEASING if holders else JobState.ENDED)
+        assert job.outcome is not None
+        assert job.outcome.label == "failed:deadline_exceeded"
+    else:
+        assert job.outcome is CANCELLED  # the first outcome stays
+
+
+@pytest.mark.parametrize("state", [state for state in JobState if state is not JobState.ENDED])
+@pytest.mark.parametrize("event", ["reserved", "prefilled", "decoded", "dropped"])
+@pytest.mark.parametrize("worker_id", ["p1", "d1", "stranger"])
+def test_word_that_does_not_fit_changes_nothing(state: JobState, event: str, worker_id: str) -> None:
+    fitting = {
+        "reserved": {(JobState.RESERVING, "d1")},
+        "prefilled": {(JobState.PREFILLING, "p1"), (JobState.RELEASING, "p1")},
+        "decoded": {(JobState.PREFILLING, "d1"), (JobState.DECODING, "d1"), (JobState.RELEASING, "d1")},
+        "dropped": {
+            (JobState.RESERVING, "p1"), (JobState.RESERVING, "d1"), (JobState.PREFILLING, "p1"), (JobState.PREFILLING, "d1"),
+            (JobState.DECODING, "d1"), (JobState.RELEASING, "p1"), (JobState.RELEASING, "d1"),
+        },
+    }  # fmt: skip
+    job = at(state)
+    before = (job.state, job.deadline, dict(job.holds), job.outcome, job.stats)
+    events = {
+        "reserved": lambda: job.reserved(worker_id, 1),
+        "prefilled": lambda: job.prefilled(worker_id, False, JobStats(bytes_shipped=1), 1),
+        "decoded": lambda: job.decoded(worker_id, JobStats(bytes_shipped=1)),
+        "dropped": lambda: job.dropped(worker_id),
+    }
+    assert events[event]() is ((state, worker_id) in fitting[event])
+    if (state, worker_id) not in fitting[event]:
+        assert (job.state, job.deadline, dict(job.holds), job.outcome, job.stats) == before
+    else:
+        assert events[event]() is False  # the same word again
+
+
+def test_merged_stats_keep_what_either_side_knows() -> None:
+    one = JobStats(prompt_tokens=5, bytes_shipped=10, prefill_worker="p1")
+    two = JobStats(prompt_tokens=5, completion_tokens=3, decode_worker="d1")
+    both = merge(one, two)
+    assert both == merge(two, one)
+    assert (both.prompt_tokens, both.completion_tokens, both.bytes_shipped) == (5, 3, 10)
+    assert (both.prefill_worker, both.decode_worker) == ("p1", "d1")
