@@ -17,14 +17,17 @@ MAX_PAYLOAD_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Frame:
-    """`message` is any of transport.messages; `payload` is bytes-like and may be empty."""
+    """`message` is any of transport.messages; `payload` is bytes-like and may be empty. What was received is writable memory."""
 
     message: Any
     payload: bytes | bytearray | memoryview = b""
 
 
 class Link(ABC):
-    """One connection. `send` and `receive` may run at the same time; two sends, or two receives, may not."""
+    """One connection. `send` and `receive` may run at the same time; two sends, or two receives, may not.
+
+    Cancelling either may end the link, since it may have torn a frame. `send` may wait until the peer receives.
+    """
 
     address: str
 

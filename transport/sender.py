@@ -1,7 +1,6 @@
 """The prefill side of page streams: many jobs' streams over one link, by priority, within the receiver's credits.
 
-A stream's payloads stay referenced (the lease) until the receiver acknowledged them, either side aborted, or the link was
-lost. Everything here runs on the event loop's thread. This file knows nothing of models or of how pages are made.
+Everything here runs on the event loop's thread. This file knows nothing of models or of how pages are made.
 """
 
 from __future__ import annotations
@@ -15,35 +14,28 @@ import xxhash
 from packhorse.errors import (
     FrameError,
     HandshakeError,
-    JobCancelledError,
     LinkClosedError,
-    LinkTimeoutError,
     PackhorseError,
 )
 
 from .connect import connect
-from .flow import Credits, FrameQueue, Outgoing, Turns
-from .framing import Payload, flat
+from .flow import Credits, Outgoing, Turns
 from .handshake import greet
 from .link import Link
 from .messages import (
     Credit,
     ErrorInfo,
     KVLayout,
-    Model,
     Pages,
     Refused,
     Residual,
     StreamAbort,
     StreamAck,
-    StreamEnd,
     StreamOpen,
 )
-from .payload_sizes import page_layer_bytes, residual_bytes
+from .send_stream import SendStream
 
 log = logging.getLogger(__name__)
-
-FRAME_BYTES = 1024 * 1024  # a frame has as many of a layer's pages as fit, and one at least
 
 
 class PageSender:
@@ -81,6 +73,7 @@ class PageSender:
         except BaseException:
             await link.close()
             raise
+        log.info("pages for %s go over %s", welcome.worker_id, address)
         return cls(link, layout, welcome.credit_bytes, welcome.worker_id)
 
     @property
@@ -169,8 +162,7 @@ class PageSender:
         while True:
             message = (await self._link.receive()).message
             if isinstance(message, Credit):
-                self.credits.grant(message.credit_bytes)
-                self._wake.set()
+                self._granted(message.credit_bytes)
             elif isinstance(message, StreamAck):
                 self._acknowledged(message.job_id)
             elif isinstance(message, StreamAbort):
@@ -182,6 +174,12 @@ class PageSender:
             else:
                 raise FrameError(f"{self.address} sent {type(message).__name__}, which a decode worker does not send")
 
+    def _granted(self, credit_bytes: int) -> None:
+        if credit_bytes < 1:
+            raise FrameError(f"{self.address} granted {credit_bytes} bytes of credit")
+        self.credits.grant(credit_bytes)
+        self._wake.set()
+
     def _acknowledged(self, job_id: str) -> None:
         stream = self._streams.get(job_id)
         if stream is None:
@@ -190,115 +188,13 @@ class PageSender:
             raise FrameError(f"{self.address} acknowledged job {job_id} before its end was sent")
         self.bytes_per_second = stream.bytes_per_second() or self.bytes_per_second
         stream.end(None, tell=False)
-
-
-class SendStream:
-    """One job's pages and residuals, on their way. Made by `PageSender.open`; ended by `finish` or `abort`."""
-
-    def __init__(self, sender: PageSender, job_id: str, priority: int, sequence: int) -> None:
-        self.job_id = job_id
-        self.outbox = FrameQueue(priority, sequence)
-        self.error: PackhorseError | None = None
-        self.announced = False  # its StreamOpen has been sent
-        self.bytes_sent = 0
-        self.pending_bytes = 0  # queued or not yet acknowledged: the lease
-        self._sender = sender
-        self._leased: list[memoryview] = []
-        self._finishing = False
-        self._ended = asyncio.Event()
-        self._start: tuple[int, float] | None = None  # (delivered bytes, busy seconds) of the link at the first payload
-        self._put(StreamOpen(job_id=job_id, priority=priority))
-
-    @property
-    def all_sent(self) -> bool:
-        return self._finishing and not self.outbox.frames
-
-    def put_pages(self, layer: int, first_page: int, payload: Payload, num_pages: int) -> None:
-        """Queues pages of one layer: uint8 [num_pages, kv_heads, page_bytes], contiguous, and not written to until the end.
-
-        Without effect once the stream has failed (`error` says so). Raises ValueError when the size does not fit the layout.
-        """
-        view, page = flat(payload), page_layer_bytes(self._sender.layout)
-        if num_pages < 1 or len(view) != num_pages * page:
-            raise ValueError(f"{num_pages} pages of layer {layer} have {num_pages * page} bytes, not {len(view)}")
-        per_frame = max(1, FRAME_BYTES // page)
-        for start in range(0, num_pages, per_frame):
-            count = min(per_frame, num_pages - start)
-            self._put(
-                Pages(job_id=self.job_id, layer=layer, first_page=first_page + start, num_pages=count, checksum=0),
-                view[start * page : (start + count) * page],
-            )
-
-    def put_residual(self, layer: int, num_tokens: int, payload: Payload) -> None:
-        """Queues one layer's residual, [2, kv_heads, num_tokens, head_dim] of the layout's dtype; else as `put_pages`."""
-        view, expected = flat(payload), residual_bytes(self._sender.layout, num_tokens)
-        if num_tokens < 1 or len(view) != expected:
-            raise ValueError(f"{num_tokens} residual tokens of layer {layer} have {expected} bytes, not {len(view)}")
-        self._put(Residual(job_id=self.job_id, layer=layer, num_tokens=num_tokens, checksum=0), view)
-
-    async def finish(self, end: StreamEnd, timeout_seconds: float) -> None:
-        """Sends `end` and waits for the acknowledgement. Raises the peer's or the link's error; LinkTimeoutError aborts the stream.
-
-        A cancelled finish aborts it too.
-        """
-        if end.job_id != self.job_id:
-            raise ValueError(f"the end of job {end.job_id} does not belong to job {self.job_id}")
-        self._put(end)
-        self._finishing = True
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._ended.wait()
-        except TimeoutError:
-            address = self._sender.address
-            self.abort(
-                LinkTimeoutError(f"{address} did not acknowledge job {self.job_id} within {timeout_seconds:g} s")
-            )
-        except asyncio.CancelledError:
-            self.abort(JobCancelledError(f"job {self.job_id} was cancelled"))
-            raise
-        if self.error is not None:
-            raise self.error
-
-    def abort(self, error: PackhorseError) -> None:
-        """Gives the stream up and tells the peer why. Without effect once it has ended."""
-        self.end(error, tell=self.announced)
-
-    def end(self, error: PackhorseError | None, *, tell: bool) -> None:
-        """Releases the lease and wakes `finish`; for the sender. `error` None: acknowledged."""
-        if self._ended.is_set():
-            return
-        self.error = error
-        self.outbox.frames.clear()
-        self._leased.clear()
-        self.pending_bytes = 0
-        self._ended.set()
-        self._sender.forget(self, error if tell else None)
-
-    def started(self, num_bytes: int) -> None:
-        """A payload leaves; for the sender."""
-        if self._start is None:
-            credits = self._sender.credits
-            self._start = credits.delivered_bytes, credits.busy_seconds
-        self.bytes_sent += num_bytes
-
-    def bytes_per_second(self) -> float:
-        """The link's rate of delivery since this stream's first payload, not counting when it had nothing to do."""
-        if self._start is None:
-            return 0.0
-        credits = self._sender.credits
-        seconds = credits.busy_seconds - self._start[1]
-        return (credits.delivered_bytes - self._start[0]) / seconds if seconds > 0 else 0.0
-
-    def _put(self, message: Model, payload: memoryview | None = None) -> None:
-        if self._ended.is_set():
-            return
-        if self._finishing:
-            raise ValueError(f"job {self.job_id}: nothing can follow the end of a stream")
-        frame = Outgoing(message) if payload is None else Outgoing(message, payload)
-        self._leased.append(frame.payload)
-        self.pending_bytes += len(frame.payload)
-        self.outbox.frames.append(frame)
-        self._sender.queue(self)
+        log.debug(
+            "shipped job %s to %s: %d bytes, %.0f bytes/s",
+            job_id,
+            self.address,
+            stream.bytes_sent,
+            self.bytes_per_second,
+        )
 
 
 def _first(group: BaseExceptionGroup[PackhorseError]) -> PackhorseError:

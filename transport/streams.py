@@ -1,4 +1,5 @@
-"""Page streams, one per job, over one link per (prefill, decode) pair. Both sides: sender.py, receiver.py; credits: flow.py.
+"""Page streams, one per job, over one link per (prefill, decode) pair. Sending: sender.py, send_stream.py;
+receiving: receiver.py, page_link.py; credits and turns: flow.py.
 
 prefill: PageSender, SendStream                  decode: PageReceiver, PageSink
 StreamOpen                                ->     opened
@@ -9,7 +10,9 @@ StreamEnd                                 ->     ended
 StreamAbort, from either side: it answers nothing, and what is still under way is dropped
 """
 
-from .receiver import CREDIT_BYTES, PageReceiver, PageSink
-from .sender import FRAME_BYTES, PageSender, SendStream
+from .page_link import PageSink
+from .receiver import CREDIT_BYTES, PageReceiver
+from .send_stream import FRAME_BYTES, SendStream
+from .sender import PageSender
 
 __all__ = ["CREDIT_BYTES", "FRAME_BYTES", "PageReceiver", "PageSender", "PageSink", "SendStream"]

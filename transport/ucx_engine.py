@@ -10,6 +10,7 @@ import asyncio
 import os
 import types
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from packhorse.errors import ConfigError, LinkClosedError
@@ -38,7 +39,7 @@ class UcxEngine:
 
     def __init__(self) -> None:
         ucx = load_ucxx().libucxx
-        self.closed_errors: tuple[type[Exception], ...] = (ucx.UCXError, ucx.UCXCanceled)
+        self.errors: tuple[type[Exception], ...] = (ucx.UCXError, ucx.UCXCanceled)
         self._ucx = ucx
         self._users = 0
         self._pending: dict[Any, tuple[asyncio.Future[None], memoryview]] = {}  # the view keeps its memory alive
@@ -69,6 +70,9 @@ class UcxEngine:
         if self._timer is not None:
             self._timer.cancel()
         self._worker.cancel_inflight_requests()
+        self._worker.progress()
+        self._settle()
+        self._pending.clear()
         self._worker = self._context = None
 
     @property
@@ -81,7 +85,7 @@ class UcxEngine:
         try:
             peer = self._ucx.UCXAddress.create_from_buffer(address)
             return self._ucx.UCXEndpoint.create_from_worker_address(self._worker, peer, True)
-        except self.closed_errors as error:
+        except self.errors as error:
             raise LinkClosedError(f"UCX cannot reach the peer: {error!r}") from error
 
     def disconnect(self, endpoint: Any) -> None:
@@ -91,13 +95,17 @@ class UcxEngine:
 
     def send(self, endpoint: Any, view: memoryview, tag: int) -> asyncio.Future[None]:
         """Done when `view` may be reused; fails with LinkClosedError."""
-        return self._track(endpoint.tag_send(_array(view), self._ucx.UCXXTag(tag)), view)
+        return self._track(endpoint.tag_send, view, tag)
 
     def receive(self, endpoint: Any, view: memoryview, tag: int) -> asyncio.Future[None]:
         """Done when a message with `tag` has filled `view`; fails with LinkClosedError, also where it is longer."""
-        return self._track(endpoint.tag_recv(_array(view), self._ucx.UCXXTag(tag)), view)
+        return self._track(endpoint.tag_recv, view, tag)
 
-    def _track(self, request: Any, view: memoryview) -> asyncio.Future[None]:
+    def _track(self, start: Callable[[Any, Any], Any], view: memoryview, tag: int) -> asyncio.Future[None]:
+        try:
+            request = start(_array(view), self._ucx.UCXXTag(tag))
+        except self.errors as error:
+            raise LinkClosedError(f"UCX: {error!r}") from error
         done: asyncio.Future[None] = self._loop.create_future()
         self._pending[request] = done, view
         self._progress()
@@ -122,7 +130,7 @@ class UcxEngine:
             done, _ = self._pending.pop(request)
             try:
                 request.check_error()
-            except self.closed_errors as error:
+            except self.errors as error:
                 if not done.done():
                     done.set_exception(LinkClosedError(f"UCX: {error!r}"))
             else:

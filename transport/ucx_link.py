@@ -78,7 +78,7 @@ class UcxLink(Link):
         await self._wire.write_frame(header, b"", len(view))
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                await self._transfer(self._engine.send(self._endpoint, view, self._send_tag))
+                await self._transfer(self._engine.send(self._open(), view, self._send_tag))
         except TimeoutError as error:
             raise LinkTimeoutError(f"{self.address} took nothing for {SEND_TIMEOUT_SECONDS:g} s") from error
 
@@ -89,7 +89,7 @@ class UcxLink(Link):
             if payload_bytes <= _INLINE_BYTES:
                 return Frame(message, memoryview(await self._wire.read(payload_bytes)))
             payload = memoryview(bytearray(payload_bytes))
-            await self._transfer(self._engine.receive(self._endpoint, payload, self._receive_tag))
+            await self._transfer(self._engine.receive(self._open(), payload, self._receive_tag))
             return Frame(message, payload)
         except FrameError:
             self._wire.hang_up()
@@ -106,8 +106,15 @@ class UcxLink(Link):
                 break
             await asyncio.sleep(_POLL_SECONDS)
         self._engine.disconnect(self._endpoint)
+        self._endpoint = None
         await self._wire.close()
         self._engine.release()
+
+    def _open(self) -> Any:
+        """The endpoint. Raises LinkClosedError once this side has closed."""
+        if self._endpoint is None:
+            raise LinkClosedError(f"the link to {self.address} is closed")
+        return self._endpoint
 
     async def _transfer(self, done: asyncio.Future[None]) -> None:
         """Waits for a payload. A peer that hangs up has _LINGER_SECONDS left for it. A failure ends the link."""

@@ -164,6 +164,8 @@ class Wire:
 
     def peer_hung_up(self) -> bool:
         """Whether the peer's end is closed or dead, even where unread bytes lie before its end mark."""
+        if self._sock.fileno() < 0:
+            return True  # closed here
         poll = select.poll()
         poll.register(self._sock, select.POLLRDHUP)
         return bool(poll.poll(0))
