@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import httpx
@@ -217,10 +218,22 @@ async def test_logprobs_in_the_legacy_shape(client: httpx.AsyncClient, tokenizer
         assert [value for each in streamed for value in each[name]] == values
 
 
-async def test_a_long_prompt_is_tokenized_aside(client: httpx.AsyncClient, cluster: FakeCluster) -> None:
+async def test_a_long_prompt_is_tokenized_aside(
+    client: httpx.AsyncClient, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[bool] = []
+    encode = tokenizer.encode
+
+    def noted(text: str) -> list[int]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return encode(text)
+
+    monkeypatch.setattr(tokenizer, "encode", noted)
     response = await client.post(URL, json=completion(prompt="fox " * 5000))
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert (await client.post(URL, json=completion(prompt="fox"))).status_code == 200
+    assert threads == [False, True]
 
 
 async def test_nulls_are_not_given(client: httpx.AsyncClient) -> None:
