@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,20 @@ def test_decode_scales_and_a_killed_worker_comes_back(stack: Stack) -> None:
 
 def healthy(stack: Stack, container: str) -> bool:
     return stack.inspect(container, "{{.State.Health.Status}}") == "healthy"
+
+
+def test_ucx_moves_pages_through_shared_memory(stack: Stack) -> None:
+    stack.settings |= {"PACKHORSE_LINK": "ucx", "UCX_LOG_LEVEL": "info"}
+    stack.up(decode=1)
+    stack.wait_for("ucx workers", lambda: stack.workers() == {"prefill": 1, "decode": 1} and links(stack) == ["ucx"])
+    assert json.loads(complete(stack))["usage"]["completion_tokens"] == 24
+    lanes = re.findall(r"cfg#\d+ tag\((\w+)/", stack.compose("logs", "--no-color", "prefill", "decode"))
+    assert lanes, "UCX did not say what it picked"
+    assert set(lanes) <= {"sysv", "posix"}
+
+
+def links(stack: Stack) -> list[str]:
+    return list(stack.get("/health")["transport"])
 
 
 def test_the_image_holds_no_more_than_it_needs(stack: Stack) -> None:
