@@ -64,7 +64,7 @@ class DecodeBatch:
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         """q [batch, heads, head_dim], k and v [batch, kv_heads, head_dim] after RoPE -> [batch, heads, head_dim]."""
         fmt, pages, residual = self.pool.fmt, self.pool.pages[layer], self.pool.residual[layer]
-        append(fmt, k, v, residual, self._rows, self._num_tokens)
+        append(fmt, k, v, pages, residual, self._rows, self._num_tokens, self._open_slots)
         out = decode_attention(
             fmt, q, pages, self._table, self._num_pages, residual, self._rows, self._residual_tokens, scale
         )

@@ -16,7 +16,7 @@ import torch
 from decode.batch import DecodeBatch, DecodeSequence
 from decode.pool import PagePool
 from model.adapter import Model
-from model.sampler import Sampled, sample
+from model.sampler import Sampled, broken_rows, sample
 from model.step_thread import StepThread
 from packhorse.errors import PackhorseError
 from transport.messages import TokenOutput
@@ -108,10 +108,10 @@ def _sample(
     sequences: list[DecodeSequence], logits: torch.Tensor
 ) -> tuple[list[tuple[DecodeSequence, Sampled]], list[tuple[DecodeSequence, PackhorseError]]]:
     """logits float32 [batch, vocab] -> the tokens, and the sequences whose logits hold no answer."""
-    broken = logits.isnan().any(dim=-1).tolist()
+    broken = broken_rows(logits)
     good = [i for i, bad in enumerate(broken) if not bad]
     failed = [
-        (sequence, PackhorseError(f"job {sequence.job.job_id}: the model's logits are NaN"))
+        (sequence, PackhorseError(f"job {sequence.job.job_id}: the model's logits hold no answer (NaN or infinite)"))
         for sequence, bad in zip(sequences, broken, strict=True)
         if bad
     ]

@@ -1,7 +1,7 @@
 """One chunk of prefill: which tokens of which jobs it holds, and the attention of those tokens.
 
 The prompt's own K and V are attended exactly, from a scratch buffer in the model's dtype. As soon as a layer has closed a
-page it is quantized and handed over; the residual follows with the last chunk. It knows nothing of threads or networks.
+page it is quantized and handed over; the residual waits until token 1 is known. It knows nothing of threads or networks.
 """
 
 from __future__ import annotations
@@ -40,10 +40,18 @@ class PrefillSequence:
     done_tokens: int = 0
     seconds: float = 0.0
     shipped_bytes: int = 0
+    residuals: list[memoryview] = field(default_factory=list)  # per layer [2, kv_heads, residual tokens, head_dim]
 
     @property
     def prompt_tokens(self) -> int:
         return len(self.job.prompt)
+
+    def ship_residual(self, fmt: PageFormat) -> None:
+        """Hands over the residual of every layer: token 1 did not end the job."""
+        if self.outlet is not None:
+            for layer, payload in enumerate(self.residuals):
+                self.shipped_bytes += len(payload)
+                self.outlet.residual(layer, fmt.residual_tokens(self.prompt_tokens), payload)
 
     @classmethod
     def scratch(cls, info: ModelInfo, prompt_tokens: int) -> torch.Tensor:
@@ -111,7 +119,7 @@ class PrefillBatch:
         return out
 
     def _ship(self, piece: Piece, layer: int, kv: torch.Tensor) -> None:
-        """Hands over the pages that this piece closed in `layer` and, at the prompt's end, the residual."""
+        """Hands over the pages that this piece closed in `layer`; at the prompt's end, keeps the residual."""
         sequence, fmt, outlet = piece.sequence, self.fmt, piece.sequence.outlet
         assert outlet is not None
         first, last = fmt.num_pages(piece.start), fmt.num_pages(piece.end)
@@ -124,9 +132,7 @@ class PrefillBatch:
         if piece.last:
             sinks = min(fmt.sink_tokens, piece.end)
             residual = torch.cat((kv[:, :, :sinks], kv[:, :, self._token(last) : piece.end]), dim=2)
-            payload = _bytes(residual)
-            sequence.shipped_bytes += len(payload)
-            outlet.residual(layer, residual.shape[2], payload)
+            sequence.residuals.append(_bytes(residual))
 
     def _token(self, page: int) -> int:
         """The first token of page `page`."""

@@ -115,6 +115,8 @@ class PrefillEngine:
                 self._fail(sequence.job.job_id, error)
                 continue
             reason, stop_string = sequence.finish.push(sampled.token_id)
+            if reason is None:
+                sequence.ship_residual(self._fmt)
             first = FirstToken(sampled, reason, stop_string, sequence.seconds, sequence.shipped_bytes)
             self._resolve(sequence.job.job_id, first)
 

@@ -23,6 +23,7 @@ class System:
     prefill: PrefillWorker
     decodes: list[DecodeWorker]
     client: JobClient
+    scheduler_stopped: bool = False
 
 
 MakeSystem = Callable[..., AbstractAsyncContextManager[System]]
@@ -48,16 +49,21 @@ async def _system(
         common["scheduler"] = boss.address
         decodes = [
             await stack.enter_async_context(
-                DecodeWorker(DecodeConfig(worker_id=f"decode-{i}", pool_pages=256, **(common | (decode or {}))))
+                DecodeWorker(
+                    DecodeConfig(**({"worker_id": name, "pool_pages": 256, **common, **(decode or {})} | bind))
+                )
             )
-            for i in range(num_decode)
+            for name in (f"decode-{i}" for i in range(num_decode))
+            for bind in [{"data_bind": f"{name}:0"} if link == "inproc" else {}]
         ]
         worker = await stack.enter_async_context(
             PrefillWorker(PrefillConfig(worker_id="prefill-0", **(common | (prefill or {}))))
         )
         client = await stack.enter_async_context(JobClient(boss.address, config.secret_bytes))
-        yield System(boss, worker, decodes, client)
-        await client.until_idle()
+        system = System(boss, worker, decodes, client)
+        yield system
+        if not system.scheduler_stopped:
+            await client.until_idle()
 
 
 @pytest.fixture

@@ -212,6 +212,7 @@ async def test_a_scheduler_that_restarts_finds_empty_workers(system: MakeSystem)
         job = await s.client.submit(s.client.job(_prompt(100), max_tokens=900))
         await s.client.tokens(job, at_least=3)
         bind = s.scheduler.address
+        s.scheduler_stopped = True
         await s.scheduler.stop()
         await _until(lambda: s.decodes[0].load().jobs == 0)
         config = s.scheduler.config.model_copy(update={"bind": bind})

@@ -68,6 +68,8 @@ def test_pages_and_residual_leave_once_whatever_the_chunk(length: int, chunk_tok
             out = batch(layer, q[rows], k[layer, rows], v[layer, rows], 0.25)
         outs.append(out)
         sequence.done_tokens = pieces[0].end
+    assert not outlet.residuals
+    sequence.ship_residual(FORMAT)
     num_pages = FORMAT.num_pages(length)
     assert set(outlet.sent) == {(layer, page) for layer in range(INFO.layers) for page in range(num_pages)}
     for (layer, page), payload in outlet.sent.items():
