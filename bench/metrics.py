@@ -56,6 +56,7 @@ def summarize(records: Sequence[RequestRecord], planned: int, limits: Limits) ->
         "failures_by_cause": dict(
             Counter(record.cause for record in records if record.status == "failed").most_common()
         ),
+        "first_error_by_cause": {r.cause: r.error for r in reversed(records) if r.status == "failed"},
         "duration_seconds": duration,
         "requests_per_second": _per_second(len(good), duration),
         "output_tokens_per_second": _per_second(output_tokens, duration),

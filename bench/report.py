@@ -57,7 +57,8 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"note         {s['requests_with_counted_tokens']} requests came without usage: their chunks count as tokens"
         )
-    lines += [f"failed       {count} x {cause}" for cause, count in s["failures_by_cause"].items()]
+    for cause, count in s["failures_by_cause"].items():
+        lines.append(f"failed       {count} x {cause}: {s['first_error_by_cause'][cause]}")
     return lines
 
 

@@ -83,7 +83,7 @@ def test_table_shows_all_that_was_counted() -> None:
         "TTFT",
         "2,000.0",
         "2 completed, 1 failed, 1 interrupted, 2 not sent",
-        "1 x http_429",
+        "1 x http_429: why",
         "25.0%",
         "ttft 2 s",
     ):
