@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from collections import deque
 from typing import Any
 
@@ -23,13 +24,16 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from packhorse.errors import FrameError, HandshakeError, LinkClosedError, LinkTimeoutError, TransportError
+from packhorse.errors import ConfigError, FrameError, HandshakeError, LinkClosedError, LinkTimeoutError, TransportError
 
 from .framing import SEND_TIMEOUT_SECONDS, Payload, check_sizes, max_part_bytes, pack
 from .link import Frame, Link, Listener
 from .messages import Model, decode
+from .security import curve_client
 from .sockets import Plug
 from .wire import parse_host_port
+
+log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 1.0
 PEER_TIMEOUT_SECONDS = 5.0
@@ -39,9 +43,11 @@ _MAX_UNACCEPTED = 128
 _RETRY_SECONDS = 0.001
 _MAX_RETRY_SECONDS = 0.02
 _OPEN, _WELCOME, _FRAME, _CLOSE, _PROBE = b"O", b"W", b"F", b"C", b"P"
-_WRONG_KEY = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
+_DRAIN_SECONDS = 0.1
+_CURVE_BYTES = 1024  # room for the box around a part
+_WRONG_MECHANISM = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+_NOT_ADMITTED = _WRONG_MECHANISM | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_WATCHED = _NOT_ADMITTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
 class _Hub:
@@ -53,8 +59,9 @@ class _Hub:
         self.accepted: asyncio.Queue[ZmqLink | None] | None = None  # None on a DEALER, and once the listener is closed
         self._router = kind == zmq.ROUTER
         self._tasks: list[asyncio.Task[None]] = []
+        self._monitor: zmq.asyncio.Socket | None = None
         socket = self.plug.socket
-        socket.setsockopt(zmq.MAXMSGSIZE, max_part_bytes())
+        socket.setsockopt(zmq.MAXMSGSIZE, max_part_bytes() + _CURVE_BYTES)
         socket.setsockopt(zmq.HEARTBEAT_IVL, round(PROBE_SECONDS * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(PEER_TIMEOUT_SECONDS * 1000))
         if self._router:
@@ -62,7 +69,21 @@ class _Hub:
 
     def start(self) -> None:
         self._spawn(self._pump())
-        self._spawn(self._probe() if self._router else self._watch(self.plug.socket.get_monitor_socket()))
+        if self._router:
+            self._spawn(self._probe())
+
+    def connect(self, address: str, secret: bytes | None) -> None:
+        """Connects in the background; what happens to the connection is told to the link. Raises ConfigError."""
+        socket = self.plug.socket
+        try:
+            curve_client(socket, secret)
+            socket.ipv6 = "[" in address
+            self._monitor = socket.get_monitor_socket(_WATCHED)
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            raise ConfigError(f"cannot connect to {address!r}: {error.strerror}") from error
+        self._spawn(self._watch(self._monitor))
+        self.start()
 
     def send_now(self, peer: bytes, *parts: Payload) -> int:
         """0, EAGAIN (the peer's queue is full) or EHOSTUNREACH (the peer is gone)."""
@@ -84,12 +105,23 @@ class _Hub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._monitor is not None:
+            self.plug.socket.disable_monitor()
+            self._monitor.close(linger=0)
         await self.plug.close()
 
     def _spawn(self, work: Any) -> None:
         self._tasks.append(asyncio.create_task(work, name=f"zmq link {len(self._tasks)}"))
 
     async def _pump(self) -> None:
+        try:
+            await self._read()
+        except Exception as error:
+            log.exception("the socket of %s cannot be read any more", [link.address for link in self.links.values()])
+            for link in list(self.links.values()):
+                link.lose(LinkClosedError(f"{link.address}: {error}"))
+
+    async def _read(self) -> None:
         while True:
             parts = await self.plug.socket.recv_multipart(copy=False)
             peer = parts.pop(0).bytes if self._router else b""
@@ -115,17 +147,19 @@ class _Hub:
                     link.lose(LinkClosedError(f"{link.address} is gone"))
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
-        try:
-            while True:
-                event = parse_monitor_message(await monitor.recv_multipart())["event"]
-                link = self.links.get(b"")
-                if link is not None and event == zmq.EVENT_DISCONNECTED:
-                    link.lose(LinkClosedError(f"{link.address} is gone"))
-                elif link is not None and event & _WRONG_KEY:
-                    link.lose(HandshakeError(f"{link.address} refused our secret, or only one side has one"))
-        finally:
-            self.plug.socket.disable_monitor()
-            monitor.close(linger=0)
+        """Tells a DEALER's link that its connection broke, or cannot be made for want of the right secret."""
+        link, connected, failures = self.links[b""], False, 0
+        while True:
+            event = parse_monitor_message(await monitor.recv_multipart())["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                connected = True
+            elif event == zmq.EVENT_DISCONNECTED and connected:
+                await asyncio.sleep(_DRAIN_SECONDS)  # what came before it is still to be read
+                link.lose(LinkClosedError(f"{link.address} is gone"))
+            elif event & _NOT_ADMITTED:
+                failures += 2 if event & _WRONG_MECHANISM else 1  # a listener that dies amid its handshake fails once
+                if failures > 1:
+                    link.lose(HandshakeError(f"{link.address} does not share our secret, or does not speak ZeroMQ"))
 
 
 class ZmqLink(Link):
@@ -147,13 +181,9 @@ class ZmqLink(Link):
         hub = _Hub(zmq.DEALER, secret)
         link = hub.links[b""] = cls(hub, b"", address)
         try:
-            hub.start()
-            hub.plug.connect(f"tcp://{rest}")
-            opening = asyncio.ensure_future(hub.plug.socket.send_multipart([_OPEN]))  # waits for a connection
-            try:
-                await link.welcomed.wait()
-            finally:
-                opening.cancel()
+            hub.connect(f"tcp://{rest}", secret)
+            hub.send_now(b"", _OPEN)  # leaves when there is a connection
+            await link.welcomed.wait()
             if link.error is not None and not isinstance(link.error, HandshakeError):
                 raise LinkClosedError(f"{address} turned the link away: {link.error}") from link.error
             if link.error is not None:
@@ -199,9 +229,8 @@ class ZmqLink(Link):
         if self._closed:
             return
         self._closed = True
-        if self.error is None and self.welcomed.is_set():
-            self._hub.send_now(self.peer, _CLOSE)
         if self.error is None:
+            self._hub.send_now(self.peer, _CLOSE)
             self.lose(LinkClosedError(f"the link to {self.address} is closed"))
         self._inbox.clear()
         self._drained.set()
