@@ -26,7 +26,7 @@ from packhorse.launcher import DemoConfig, LocalCluster
 from packhorse.prompts import RECALL_ANSWER, RECALL_QUESTION, conversation, recall
 from packhorse.up import terminating
 
-STORY_TOKENS = 160
+STORY_TOKENS = 128
 _REFRESHES_PER_SECOND = 8
 _PANEL_LINES = 12
 

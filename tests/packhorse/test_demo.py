@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from packhorse.demo import DemoError, Stream, _check
+from packhorse.demo import STORY_TOKENS, DemoError, Stream, _check
 from packhorse.prompts import RECALL_ANSWER, RECALL_QUESTION, conversation, recall
 
 TRANSFER = {"bytes_shipped": 1, "raw_bytes": 4, "prefill_worker": "p", "decode_worker": "d"}
@@ -33,7 +33,7 @@ def test_prompts_are_long_enough_for_several_pages_and_fit_the_context() -> None
 
     tokenizer = load_tokenizer("embedded")
     for messages in (conversation(0), conversation(1)):
-        assert 4 + 3 * 64 < len(tokenizer.chat(messages)) < 1024 - 160
+        assert 4 + 3 * 64 < len(tokenizer.chat(messages)) < 1024 - STORY_TOKENS
     assert 4 + 64 < len(tokenizer.chat(recall())) < 1024
     assert f"{RECALL_QUESTION.split()[-1][:-1]} {RECALL_ANSWER}." in recall()[0]["content"]
 
