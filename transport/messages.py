@@ -366,7 +366,7 @@ class Welcome(Model):
 
 
 class Refused(Model):
-    """The listening side refuses the link, and closes it."""
+    """Either side refuses the link at its handshake, and closes it."""
 
     kind: Literal["refused"] = "refused"
     error: ErrorInfo

@@ -150,7 +150,7 @@ async def test_a_proof_cannot_be_reflected_or_replayed() -> None:
 async def test_a_hash_that_does_not_belong_to_the_layout_is_refused() -> None:
     async with receiving() as receiver:
         link = await connect(receiver.address)
-        await link.send(hello(OTHER).model_copy(update={"layout_hash": layout_hash(LAYOUT)}))
+        await link.send(hello(LAYOUT).model_copy(update={"layout_hash": layout_hash(OTHER)}))
         assert isinstance((await link.receive()).message, Refused)
         await link.close()
 
