@@ -125,7 +125,7 @@ class PrefillBatch:
         first, last = fmt.num_pages(piece.start), fmt.num_pages(piece.end)
         if last > first:
             closed = kv[:, :, self._token(first) : self._token(last)]
-            blocks = closed.unflatten(2, (last - first, fmt.page_tokens)).transpose(1, 2)
+            blocks = torch.unflatten(closed, 2, (last - first, fmt.page_tokens)).transpose(1, 2)
             payload = _bytes(close_pages(fmt, blocks[0].contiguous(), blocks[1].contiguous()))
             sequence.shipped_bytes += len(payload)
             outlet.pages(layer, first, last - first, payload)
@@ -142,4 +142,4 @@ class PrefillBatch:
 def _bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's bytes in CPU memory; they live as long as the view."""
     flat = tensor.contiguous().view(torch.uint8).reshape(-1)
-    return memoryview(flat.cpu().numpy())
+    return memoryview(flat.cpu().numpy())  # type: ignore[arg-type]  # numpy arrays are buffers

@@ -53,7 +53,8 @@ class PrefillEngine:
 
     async def prefill(self, job: Job, outlet: Outlet | None) -> FirstToken:
         """Computes the prompt and samples token 1. Raises PackhorseError when the model's output cannot be used."""
-        result = self._results[job.job_id] = self._loop.create_future()
+        result: asyncio.Future[FirstToken] = self._loop.create_future()
+        self._results[job.job_id] = result
         self._thread.submit(lambda: self._add(job, outlet))
         try:
             return await result
