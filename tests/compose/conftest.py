@@ -94,8 +94,14 @@ class Stack:
         request = urllib.request.Request(
             f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return bytes(response.read())
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return bytes(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                answer = error.read().decode(errors="replace")
+            logs = self.compose("logs", "--tail", "20", "--no-color")
+            raise AssertionError(f"{path}: {error.code} {answer}\n{logs}") from None
 
     def workers(self) -> dict[str, int]:
         """Registered workers by role as /health has them; empty while the gateway does not answer or is not ready."""
