@@ -1,8 +1,20 @@
-"""How many pages a job needs on a decode worker: the arithmetic of the page format from a layout's fields alone, without torch."""
+"""How many pages a job needs on a decode worker, and their bytes: the page format's arithmetic from plain numbers, without torch.
+
+`hack_kernels/page_format.py` defines the format; a test holds that both agree.
+"""
 
 from __future__ import annotations
 
+import re
+
 from transport.messages import Job, KVLayout
+
+PAGE_TOKENS = 64
+SINK_TOKENS = 4
+KV_FORMATS = ("raw", *(f"k{k}v{v}" for k in (8, 4, 2) for v in (8, 4, 2)))
+_SCALE_BYTES = 2
+_MAX_GROUP_CHANNELS = 64
+_ALIGNMENT = 16
 
 
 def num_pages(num_tokens: int, layout: KVLayout) -> int:
@@ -13,3 +25,23 @@ def num_pages(num_tokens: int, layout: KVLayout) -> int:
 def pages_needed(job: Job, layout: KVLayout) -> int:
     """Pages to reserve: those of the longest sequence that the job can become."""
     return num_pages(len(job.prompt) + job.sampling.max_tokens, layout)
+
+
+def page_bytes(kv_format: str, head_dim: int, dtype_bytes: int, page_tokens: int = PAGE_TOKENS) -> int:
+    """Bytes of one page of one KV head of one layer; `dtype_bytes` is the size of a raw value.
+
+    Raises ValueError for a format that is not one of KV_FORMATS.
+    """
+    if kv_format == "raw":
+        return 2 * _aligned(page_tokens * head_dim * dtype_bytes)
+    match = re.fullmatch(r"k([248])v([248])", kv_format)
+    if not match:
+        raise ValueError(f"KV format {kv_format!r} is not one of {', '.join(KV_FORMATS)}")
+    k_codes, v_codes = (page_tokens * (head_dim * int(bits) // 8) for bits in match.groups())
+    group = max(n for n in range(1, _MAX_GROUP_CHANNELS + 1) if head_dim % n == 0)
+    k_scales, v_scales = head_dim * _SCALE_BYTES, page_tokens * (head_dim // group) * _SCALE_BYTES
+    return _aligned(k_codes) + 2 * _aligned(k_scales) + _aligned(v_codes) + 2 * _aligned(v_scales)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -118,11 +118,13 @@ class Plug:
         if self.closed:
             return
         self._close_sockets(LINGER_SECONDS if linger_seconds is None else linger_seconds)
-        await self._authenticator.stop()
-        if self._monitor is not None:
-            self._monitor.cancel()
-            await asyncio.wait([self._monitor])
-        await asyncio.to_thread(self.context.term)
+        try:
+            await self._authenticator.stop()
+            if self._monitor is not None:
+                self._monitor.cancel()
+                await asyncio.wait([self._monitor])
+        finally:  # a cancelled close still ends the context
+            await asyncio.shield(asyncio.to_thread(self.context.term))
 
     async def _follow(self, events: zmq.asyncio.Socket, watch: Callable[[bool], None], queue: bool) -> None:
         """Tells of a connection that stands, and of one that stood and broke; an attempt that failed is neither."""

@@ -55,6 +55,7 @@ class TokenSender:
         self._idle_seconds, self._connect_seconds = idle_seconds, connect_seconds
         self._outlets: dict[str, _Outlet] = {}
         self._reaper: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def send(self, address: str, tokens: Tokens) -> None:
@@ -86,7 +87,7 @@ class TokenSender:
             self._reaper.cancel()
             await asyncio.wait([self._reaper])
         outlets, self._outlets = self._outlets, {}
-        await asyncio.gather(*(outlet.plug.close() for outlet in outlets.values()))
+        await asyncio.gather(*(outlet.plug.close() for outlet in outlets.values()), *self._closing)
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,11 +119,12 @@ class TokenSender:
                 unreached = outlet.down_since is not None and now - outlet.down_since > self._connect_seconds
                 if unreached:
                     log.warning("no connection to the gateway at %s; its tokens are lost", address)
+                    self._overflow(address)
                 if unreached or now - outlet.used_at > self._idle_seconds:
                     del self._outlets[address]
-                    await outlet.plug.close(linger_seconds=0 if unreached else None)
-                if unreached:
-                    self._overflow(address)
+                    closing = asyncio.create_task(outlet.plug.close(linger_seconds=0 if unreached else None))
+                    self._closing.add(closing)
+                    closing.add_done_callback(self._closing.discard)
 
 
 class TokenReceiver:

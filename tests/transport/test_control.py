@@ -34,6 +34,7 @@ from transport.messages import (
     WorkerInfo,
     WorkerLoad,
 )
+from transport.sockets import Plug
 
 pytestmark = pytest.mark.usefixtures("no_tasks")
 
@@ -246,6 +247,16 @@ async def test_a_pending_receive_ends_when_its_side_closes() -> None:
         await client.receive()
     with pytest.raises(LinkClosedError):
         await client.send(StatusRequest())
+
+
+async def test_a_cancelled_close_still_ends_the_context() -> None:
+    plug = Plug(zmq.DEALER, None)
+    plug.connect("tcp://127.0.0.1:9", lambda _: None)
+    closing = asyncio.create_task(plug.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    await soon(lambda: plug.context.closed)
 
 
 # ---- the worker's agent

@@ -1,0 +1,92 @@
+"""The cost model: prefill a + b*n + c*n^2, decode step a + b*context + c*batch, transfer a + b*bytes, for each worker and link.
+
+Time models after ALISE's and DistServe's published forms. Workers start from priors (scheduler/planner/priors.py) and are fitted
+to the samples that they report. Knows nothing of jobs, queues or messages; one owner, no locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .errors import ErrorSummary
+from .fitted_time import FittedTime
+from .prior import DEFAULT_PRIOR, WorkerPrior
+
+
+@dataclass
+class WorkerCost:
+    """One worker: `prefill` is of use on prefill workers, `decode` on decode workers; `transfer` is what leaves or enters it."""
+
+    prefill: FittedTime
+    decode: FittedTime
+    transfer: FittedTime
+
+    @classmethod
+    def of(cls, prior: WorkerPrior) -> WorkerCost:
+        return cls(FittedTime(prior.prefill), FittedTime(prior.decode), FittedTime(prior.transfer))
+
+    def prefill_seconds(self, tokens: int, cached_tokens: int = 0) -> float:
+        """Of a prompt of `tokens`, the first `cached_tokens` of which are held already and only attended to."""
+        a, b, c = self.prefill.coefficients
+        return a + b * (tokens - cached_tokens) + c * (tokens * tokens - cached_tokens * cached_tokens)
+
+    def step_seconds(self, context_tokens: int, batch: int) -> float:
+        """Of one decode step over `batch` sequences that hold `context_tokens` together."""
+        a, b, c = self.decode.coefficients
+        return a + b * context_tokens + c * batch
+
+    def observe_prefill(self, tokens: int, seconds: float, cached_tokens: int = 0) -> None:
+        self.prefill.observe((1, tokens - cached_tokens, tokens**2 - cached_tokens**2), seconds)
+
+    def observe_step(self, context_tokens: int, batch: int, seconds: float) -> None:
+        self.decode.observe((1, context_tokens, batch), seconds)
+
+
+class CostModel:
+    """All workers by id, and the links between them by pair. Asking for an unknown worker makes it, from its prior.
+
+    A pair's transfers are predicted by its own fit once it has samples, until then by the prefill worker's, which sees all of its
+    pairs; a pair is kept only once something was sent over it.
+    """
+
+    def __init__(self, default: WorkerPrior = DEFAULT_PRIOR) -> None:
+        self._default = default
+        self._workers: dict[str, WorkerCost] = {}
+        self._links: dict[tuple[str, str], FittedTime] = {}
+
+    def add(self, worker_id: str, prior: WorkerPrior | None = None) -> WorkerCost:
+        """A worker that starts from `prior` (default: the model's); what was known of the id is dropped."""
+        self.forget(worker_id)
+        worker = self._workers[worker_id] = WorkerCost.of(prior or self._default)
+        return worker
+
+    def worker(self, worker_id: str) -> WorkerCost:
+        return self._workers.get(worker_id) or self.add(worker_id)
+
+    def forget(self, worker_id: str) -> None:
+        """Drops the worker and its links; an unknown id changes nothing."""
+        if self._workers.pop(worker_id, None) is not None:
+            self._links = {pair: link for pair, link in self._links.items() if worker_id not in pair}
+
+    def transfer_seconds(self, prefill_worker: str, decode_worker: str, num_bytes: int) -> float:
+        link = self._links.get((prefill_worker, decode_worker)) or self.worker(prefill_worker).transfer
+        a, b = link.coefficients
+        return a + b * num_bytes
+
+    def observe_transfer(self, prefill_worker: str, decode_worker: str, num_bytes: int, seconds: float) -> None:
+        """A measured transfer: it counts for the pair and for the prefill worker."""
+        known = self.worker(prefill_worker).transfer
+        link = self._links.get((prefill_worker, decode_worker))
+        if link is None:
+            link = self._links[prefill_worker, decode_worker] = FittedTime(known.coefficients)
+        link.observe((1, num_bytes), seconds)
+        known.observe((1, num_bytes), seconds)
+
+    def errors(self) -> Iterator[tuple[str, str, ErrorSummary]]:
+        """(worker id, prefill | decode | transfer, summary) of everything that was ever observed, for metrics."""
+        for worker_id, cost in self._workers.items():
+            for kind, fitted in (("prefill", cost.prefill), ("decode", cost.decode), ("transfer", cost.transfer)):
+                summary = fitted.errors.summary()
+                if summary.count:
+                    yield worker_id, kind, summary
