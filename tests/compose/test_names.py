@@ -7,7 +7,14 @@ from pathlib import Path
 
 import yaml
 
-from packhorse.config import DecodeConfig, GatewayConfig, PrefillConfig, ProcessConfig, SchedulerConfig
+from packhorse.config import (
+    DEFAULT_KV_FORMAT,
+    DecodeConfig,
+    GatewayConfig,
+    PrefillConfig,
+    ProcessConfig,
+    SchedulerConfig,
+)
 
 ROOT = Path(__file__).parents[2]
 PROCESSES: dict[str, type[ProcessConfig]] = {
@@ -60,6 +67,17 @@ def test_compose_sets_variables_that_the_process_has() -> None:
             names = {name for name in services[process]["environment"] if name.startswith("PACKHORSE_")}
             unknown = names - variables(PROCESSES[process]).keys() - {"PACKHORSE_SECRET_FILE"}
             assert not unknown, f"{file}: {process} has no {unknown}"
+
+
+def test_the_readme_has_the_default_format() -> None:
+    assert f"| `--kv-format` | `{DEFAULT_KV_FORMAT}` |" in (ROOT / "README.md").read_text()
+
+
+def test_links_between_the_documents_hold() -> None:
+    for file in (ROOT / "README.md", ROOT / "docs/deploy.md"):
+        targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", file.read_text())
+        missing = [target for target in targets if not (file.parent / target).exists()]
+        assert not missing, f"{file.name} links to {missing}"
 
 
 def test_every_variable_that_the_documents_name_exists() -> None:
