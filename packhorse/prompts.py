@@ -1,4 +1,4 @@
-"""The demo's prompts, for the embedded model: conversations of small stories, and words to look up. Some 300 tokens each."""
+"""The demo's prompts, for the embedded model: conversations of small stories, and words to look up. Up to 600 tokens each."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ One night his mom was not at home. The little bear was scared. He looked out and
 They walked through the forest. The bear saw the moon on the lake, and owls, and all the stars. It was beautiful.
 When his mom came home, the little bear was asleep in his bed, and the firefly sat at the window and was his light."""
 _TOPICS = (
-    ((_KITE, "kite, hill"), (_BOAT, "boat, frog"), "bear, cake"),
-    ((_BEAR, "bear, dark"), (_KITE, "bird, tree"), "boat, rain"),
+    ((_KITE, "kite, hill"), (_BOAT, "boat, frog"), (_BEAR, "bear, dark"), "cat, cake"),
+    ((_BEAR, "bear, night"), (_KITE, "bird, tree"), (_BOAT, "boat, wind"), "dog, rain"),
 )
 
 RECALL_QUESTION = "Which word follows garden?"
@@ -41,7 +41,7 @@ _RECALL_TEXT = (
 
 
 def conversation(number: int) -> Messages:
-    """A conversation that told two stories and asks for a third; `number` is 0 or 1."""
+    """A conversation that told three stories and asks for a fourth; `number` is 0 or 1."""
     *told, topic = _TOPICS[number]
     messages = []
     for story, words in told:
