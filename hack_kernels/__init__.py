@@ -6,7 +6,6 @@ from .close_pages import close_pages, open_pages
 from .decode_attention import decode_attention
 from .page_format import PageFormat
 from .prefill_attention import prefill_attention
-from .reference.codes import pack_codes, unpack_codes
 
 __all__ = [
     "Backend",
@@ -17,7 +16,5 @@ __all__ = [
     "close_pages",
     "decode_attention",
     "open_pages",
-    "pack_codes",
     "prefill_attention",
-    "unpack_codes",
 ]

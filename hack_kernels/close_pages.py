@@ -13,8 +13,8 @@ from .page_format import PageFormat
 def close_pages(fmt: PageFormat, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
     """k, v [num_pages, kv_heads, page_tokens, head_dim] of fmt.dtype or float32 -> uint8 [num_pages, kv_heads, page_bytes].
 
-    The same values give the same bytes. `out` receives the pages where given. A value that is not finite does not fail: its
-    group (a channel of K, a token's channels of V) opens as NaN or infinite, and attention to the page gives NaN.
+    The same values give the same bytes, on every back end. `out` receives the pages where given. A value that is not finite does
+    not fail: a channel of K opens as NaN or infinite, and attention to the page gives NaN; in V it saturates.
     Raises ValueError naming the bad argument.
     """
     dtypes = (fmt.dtype, torch.float32)

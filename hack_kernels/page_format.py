@@ -1,15 +1,19 @@
 """The page format: how the K and V of `page_tokens` tokens of one KV head and layer lie in bytes, the same for every back end.
 
-A page holds four fields (codes) or two (raw), each at an offset that is a multiple of 16:
+A page holds six fields (coded) or two (raw), each at an offset that is a multiple of 16. With per_k = 8 / k_bits codes per byte,
+per_v = 8 / v_bits, T = page_tokens and D = head_dim:
 
-    coded:  k_codes [page_tokens, head_dim * k_bits / 8] uint8     asymmetric, per channel over the page's tokens
-            k_scale, k_min [head_dim] bf16                         k ~ k_scale * code + k_min
-            v_codes [page_tokens, head_dim * v_bits / 8] uint8     asymmetric, per token and group of channels
-            v_scale, v_min [page_tokens, v_groups] bf16            v ~ v_scale * code + v_min
-    raw:    k, v [page_tokens, head_dim] of `dtype`
+    coded:  k_codes [D / per_k / 4, T, 4] uint8   bits i*k_bits.. of byte [c, t, b]: channel 4c + b + i * (D / per_k) of token t
+            k_scale [D] uint8, E5M3               asymmetric, per channel over the page's tokens:
+            k_min   [D] bf16                          k ~ k_scale * code + k_min
+            v_codes [T / 4, D / per_v, 4] uint8   bits i*v_bits.. of byte [q, c, b]: channel c + i * (D / per_v) of token 4q + b
+            v_scale [v_groups, T] uint8, E5M3     asymmetric, per token and group of channels:
+            v_zero  [v_groups, T] int8                v ~ v_scale * (code + v_zero * 2**(v_bits - 5))
+    raw:    k, v [T, D] of `dtype`
 
-Codes are packed `8 / bits` to a byte: bits i*bits.. of byte j of a token's row hold channel j + i * (head_dim * bits / 8), so
-that shifting and masking a whole row yields contiguous runs of channels. The format is after KIVI and HACK's 2026 code.
+So a 32-bit word of codes holds, in each of its fields, four channels of one token (K) or four tokens of one channel (V): what the
+int8 dot products of CPUs and GPUs take, after a shift and a mask of the whole word. docs/page-format.md has the picture, and
+reference/close_pages.py says how codes, scales and zeros are chosen.
 
 Token layout of a sequence: `sink_tokens` sinks, then page p covers [sink_tokens + p * page_tokens, + page_tokens). Sinks and the
 newest tokens that fill no page are the residual, kept in `dtype`: token t < sink_tokens in slot t, any other residual
@@ -26,7 +30,7 @@ from functools import cached_property
 
 import torch
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 PAGE_TOKENS = 64
 SINK_TOKENS = 4
 BITS = (2, 4, 8)
@@ -54,8 +58,8 @@ class Field:
 class PageFormat:
     """The format of one model's pages. `k_bits` and `v_bits` are both None for raw pages.
 
-    Raises ValueError for bit widths other than 2, 4, 8, for one of them None alone, and for a head_dim whose rows do not
-    fill whole bytes.
+    Raises ValueError for bit widths other than 2, 4, 8, for one of them None alone, and where head_dim or page_tokens do not
+    fill whole 32-bit words of codes.
     """
 
     head_dim: int
@@ -73,6 +77,12 @@ class PageFormat:
                 raise ValueError(f"{name}={bits} is not one of {BITS}")
         if self.head_dim < 8 or self.head_dim % 8:
             raise ValueError(f"head_dim={self.head_dim} is not a positive multiple of 8")
+        if self.k_bits is not None and self.head_dim * self.k_bits % 32:
+            raise ValueError(
+                f"head_dim={self.head_dim} with k_bits={self.k_bits} does not fill whole 32-bit words of codes"
+            )
+        if self.page_tokens < 4 or self.page_tokens % 4:
+            raise ValueError(f"page_tokens={self.page_tokens} is not a positive multiple of 4")
         if self.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"dtype={self.dtype} is not float32, bfloat16 or float16")
 
@@ -121,12 +131,12 @@ class PageFormat:
             }
         else:
             shapes = {
-                "k_codes": ((tokens, dim * self.k_bits // 8), torch.uint8),
-                "k_scale": ((dim,), torch.bfloat16),
+                "k_codes": ((dim * self.k_bits // 32, tokens, 4), torch.uint8),
+                "k_scale": ((dim,), torch.uint8),
                 "k_min": ((dim,), torch.bfloat16),
-                "v_codes": ((tokens, dim * self.v_bits // 8), torch.uint8),
-                "v_scale": ((tokens, self.v_groups), torch.bfloat16),
-                "v_min": ((tokens, self.v_groups), torch.bfloat16),
+                "v_codes": ((tokens // 4, dim * self.v_bits // 8, 4), torch.uint8),
+                "v_scale": ((self.v_groups, tokens), torch.uint8),
+                "v_zero": ((self.v_groups, tokens), torch.int8),
             }
         fields, offset = {}, 0
         for name, (shape, dtype) in shapes.items():

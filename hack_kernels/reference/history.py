@@ -7,7 +7,7 @@ are folded into the other operand, which is then quantized symmetrically to int8
     score[t] = a * <Q8, k_codes[t]> + <q, k_min>
     w[t] = exp(score[t] - the page's own maximum)
     w~[t] = w[t] * v_scale[t, g] ~ b * W8          b = max w~ / 127, one per page, query and V group g; W8 in 0..127
-    out[c] = b * <W8, v_codes[:, c]> + sum over t of w[t] * v_min[t, g(c)]
+    out[c] = b * <W8, v_codes[:, c]> + sum over t of w~[t] * v_zero[t, g(c)] * 2**(v_bits - 5)
 
 The dot products of codes are exact integers: below 2**24, so a float32 product computes them without rounding in any order.
 All else is float32. Raw pages are attended exactly. After HACK's 2026 code, without its code sums.
@@ -20,10 +20,12 @@ from torch import Tensor
 
 from hack_kernels.page_format import PageFormat
 
-from .close_pages import SMALLEST_NORMAL
-from .codes import unpack_codes
+from .close_pages import open_v_groups
+from .codes import unpack_k_codes, unpack_v_codes
 from .partial import Partial, attend_exact
+from .scales import decode_scale
 
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 MAX_TEMPORARY_BYTES = 64 * 1024 * 1024
 QUERY_LEVELS = 127
 MAX_EXACT_INTEGER = 2**24
@@ -56,8 +58,8 @@ def attend_coded_pages(fmt: PageFormat, q: Tensor, pages: Tensor) -> Partial:
     assert QUERY_LEVELS * (2**fmt.k_bits - 1) * fmt.head_dim < MAX_EXACT_INTEGER
     assert QUERY_LEVELS * (2**fmt.v_bits - 1) * fmt.page_tokens < MAX_EXACT_INTEGER
 
-    k_codes = unpack_codes(fmt.view(pages, "k_codes"), fmt.k_bits).float()
-    k_scale = fmt.view(pages, "k_scale").float().unsqueeze(-2)
+    k_codes = unpack_k_codes(fmt.view(pages, "k_codes"), fmt.k_bits).float()
+    k_scale = decode_scale(fmt.view(pages, "k_scale")).unsqueeze(-2)
     k_min = fmt.view(pages, "k_min").float().unsqueeze(-1)
     q_codes, step = quantize_symmetric(q * k_scale)
     scores = (q_codes @ k_codes.mT).mul_(step).add_(q @ k_min)  # [n, kv_heads, rows, page_tokens]
@@ -69,13 +71,14 @@ def attend_coded_pages(fmt: PageFormat, q: Tensor, pages: Tensor) -> Partial:
 
 def _weigh_values(fmt: PageFormat, weights: Tensor, pages: Tensor, bits: int) -> Tensor:
     """weights [n, kv_heads, rows, page_tokens] -> the sums of w * v [n, kv_heads, rows, head_dim]."""
-    v_codes = torch.unflatten(unpack_codes(fmt.view(pages, "v_codes"), bits).float(), -1, (fmt.v_groups, -1))
+    v_codes = torch.unflatten(unpack_v_codes(fmt.view(pages, "v_codes"), bits).float(), -1, (fmt.v_groups, -1))
     v_codes = v_codes.transpose(-3, -2)  # [n, kv_heads, v_groups, page_tokens, group_channels]
-    v_scale = fmt.view(pages, "v_scale").float().mT.unsqueeze(-2)  # [n, kv_heads, v_groups, 1, page_tokens]
-    weight_codes, step = quantize_symmetric(weights.unsqueeze(-3) * v_scale)
+    v_scale, v_offset = open_v_groups(fmt, pages)
+    scaled = weights.unsqueeze(-3) * v_scale.unsqueeze(-2)  # [n, kv_heads, v_groups, rows, page_tokens]
+    weight_codes, step = quantize_symmetric(scaled)
     on_codes = (weight_codes @ v_codes).mul_(step).transpose(-3, -2)  # [n, kv_heads, rows, v_groups, group_channels]
-    on_minima = weights @ fmt.view(pages, "v_min").float()  # [n, kv_heads, rows, v_groups]
-    return (on_codes + on_minima.unsqueeze(-1)).flatten(-2)
+    on_zeros = (scaled @ v_offset.unsqueeze(-1)).squeeze(-1).mT  # [n, kv_heads, rows, v_groups]
+    return (on_codes + on_zeros.unsqueeze(-1)).flatten(-2)
 
 
 def quantize_symmetric(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hack_kernels import PageFormat, close_pages, open_pages, unpack_codes
+from hack_kernels import PageFormat, close_pages, open_pages
+from hack_kernels.reference.codes import unpack_k_codes, unpack_v_codes
+from hack_kernels.reference.scales import decode_scale
 
-POISON = 0xFF  # as bf16, fp16 or fp32: NaN
+POISON = 0xFF  # as bf16 (k_min), fp16 or fp32: NaN
 POISON_SLOT = 0
 
 
@@ -119,12 +121,13 @@ def error_bound(fmt: PageFormat, q: Tensor, pages: Tensor, v: Tensor, scale: flo
     if pages.shape[0] and fmt.k_bits is not None and fmt.v_bits is not None:
         group = heads // pages.shape[1]
         queries = torch.unflatten(q.double() * scale, 0, (-1, group))  # [kv_heads, group, head_dim]
-        k_scale = fmt.view(pages, "k_scale").double().unsqueeze(-2)
+        k_scale = decode_scale(fmt.view(pages, "k_scale")).double().unsqueeze(-2)
         a = (queries * k_scale).abs().amax(-1) / 127  # [num_pages, kv_heads, group]
-        k_sums = unpack_codes(fmt.view(pages, "k_codes"), fmt.k_bits).double().sum(-1).amax(-1)
+        k_sums = unpack_k_codes(fmt.view(pages, "k_codes"), fmt.k_bits).double().sum(-1).amax(-1)
         e = (a / 2 * k_sums.unsqueeze(-1)).amax(0).flatten()  # [heads]
-        b = fmt.view(pages, "v_scale").double().amax(-2).repeat_interleave(fmt.group_channels, -1) / 127
-        v_sums = unpack_codes(fmt.view(pages, "v_codes"), fmt.v_bits).double().sum(-2)
+        v_scale = decode_scale(fmt.view(pages, "v_scale")).double()
+        b = v_scale.amax(-1).repeat_interleave(fmt.group_channels, -1) / 127
+        v_sums = unpack_v_codes(fmt.view(pages, "v_codes"), fmt.v_bits).double().sum(-2)
         weights = (b / 2 * v_sums).amax(0)  # [kv_heads, head_dim]
         value_range = (v.amax(1) - v.amin(1)).repeat_interleave(group, 0)
         return (bound + weights).repeat_interleave(group, 0) + value_range * torch.tanh(e / 2).unsqueeze(-1)
