@@ -173,7 +173,7 @@ class SchedulerCore:
         if len(self.workers) == 1 and layout is not None:
             for job in self.jobs.values():
                 if job.state is JobState.QUEUED and job.needs_decode:
-                    job.pages = pages_needed(job.job, layout)
+                    job.pages = job.run_pages = pages_needed(job.job, layout)
 
     def _on_heartbeat(self, peer: bytes, message: Heartbeat, now: float) -> None:
         worker = self.workers.heard_from(message.worker_id, peer)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from packhorse.errors import PackhorseError
+from scheduler.forecast import Forecast
+from scheduler.progress import Progress
 from transport.messages import Job, JobStats
 
 
@@ -64,12 +66,22 @@ class StateSeconds:
         return seconds
 
 
+@dataclass(frozen=True)
+class ToolPause:
+    """The job will stop for a tool call after its first `after_tokens`, for `seconds` (expected), and go on with the answer's tokens."""
+
+    after_tokens: int
+    seconds: float
+    returned_tokens: int = 0
+
+
 @dataclass(eq=False)
 class TrackedJob:
     """One job as the scheduler tracks it, from Submit until nothing of it is left anywhere.
 
     `pages` is its reservation on a decode worker (0 without one). `holds` are the workers that may hold something of it; the
-    value tells whether the worker has been told of the job, so that it must be asked to release it.
+    value tells whether the worker has been told of the job, so that it must be asked to release it. `run_pages` are the device
+    pages that it needs to go on decoding; `forecast`, `progress` and `pause` are what policies judge by.
     """
 
     job: Job
@@ -86,13 +98,25 @@ class TrackedJob:
     outcome: Outcome | None = None
     ended_by_prefill: bool = False
     stats: JobStats = field(default_factory=JobStats)
+    forecast: Forecast = field(init=False)
+    progress: Progress = field(init=False)
+    run_pages: int = field(init=False)
+    pause: ToolPause | None = None
 
     def __post_init__(self) -> None:
         self.deadline = self.submitted_at + self.limits.queued
+        self.forecast = Forecast.unknown(self.job.sampling.max_tokens)
+        self.progress = Progress(self.submitted_at)
+        self.run_pages = self.pages
 
     @property
     def job_id(self) -> str:
         return self.job.job_id
+
+    @property
+    def priority(self) -> int:
+        """Its class: jobs of a higher one go first."""
+        return self.job.priority
 
     @property
     def prompt_tokens(self) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scheduler.jobs import TrackedJob
-from scheduler.policies.base import Policy
+from scheduler.policies.base import JobCost, Policy, Room, RunPlan, fill
 
 
 class Fcfs(Policy):
-    """Jobs in order of arrival; all operations take constant time."""
+    """Jobs in order of arrival; all operations on the queue take constant time. On a decode worker running jobs stay."""
 
     name = "fcfs"
 
-    def __init__(self) -> None:
+    def __init__(self, cost: JobCost | None = None) -> None:
+        super().__init__(cost)
         self._jobs: dict[str, TrackedJob] = {}
 
     def add(self, job: TrackedJob, now: float) -> None:
@@ -25,3 +28,10 @@ class Fcfs(Policy):
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def plan(self, jobs: Sequence[TrackedJob], room: Room, now: float) -> RunPlan:
+        return fill(sorted(jobs, key=_arrival), room, strict=True)
+
+
+def _arrival(job: TrackedJob) -> tuple[bool, float, str]:
+    return not job.progress.running, job.submitted_at, job.job_id

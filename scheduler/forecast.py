@@ -1,0 +1,96 @@
+"""What is believed of a job's output length: a few quantiles and a ranking score, made safe to compute with.
+
+Predictors may be wrong in any way, NaN and negative numbers included; a Forecast is finite, ordered and within the job's
+limits whatever it was made from. Knows nothing of predictors, policies or time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
+_TAIL = 2.0  # the longest output that is believed possible, in units of the highest quantile; ours
+
+
+class LengthPrediction(Protocol):
+    """What is asked of a predictor's answer: tokens of output at level 0 < p < 1, and a score (higher is shorter)."""
+
+    def quantile(self, p: float) -> float: ...
+
+    @property
+    def score(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """`tokens` are the output lengths at LEVELS, non-decreasing, each in 1..`max_tokens`; `score` is higher for shorter jobs."""
+
+    tokens: tuple[float, ...]
+    max_tokens: int
+    score: float = 0.0
+
+    @classmethod
+    def unknown(cls, max_tokens: int) -> Forecast:
+        """Nothing is known but the job's limit."""
+        return cls((float(max_tokens),) * len(LEVELS), max_tokens)
+
+    @classmethod
+    def of(cls, prediction: LengthPrediction, max_tokens: int) -> Forecast:
+        return cls.made([prediction.quantile(level) for level in LEVELS], max_tokens, prediction.score)
+
+    @classmethod
+    def made(cls, tokens: Sequence[float], max_tokens: int, score: float = math.nan) -> Forecast:
+        """From lengths at LEVELS. What is no finite number counts as `max_tokens`; a score that is none, as minus the median."""
+        safe = [min(max(float(n), 1.0), float(max_tokens)) if math.isfinite(n) else float(max_tokens) for n in tokens]
+        for i in range(1, len(safe)):
+            safe[i] = max(safe[i], safe[i - 1])
+        return cls(tuple(safe), max_tokens, float(score) if math.isfinite(score) else -safe[len(safe) // 2])
+
+    @classmethod
+    def exact(cls, output_tokens: int, max_tokens: int) -> Forecast:
+        """The length is known."""
+        return cls.made([output_tokens] * len(LEVELS), max_tokens, -float(output_tokens))
+
+    def quantile(self, p: float) -> float:
+        """Output tokens in all, linear between LEVELS, from 1 at level 0 to twice the highest of them at level 1."""
+        for (level, tokens), (higher, more) in pairwise(self._points()):
+            if p <= higher:
+                return min(tokens + (more - tokens) * (p - level) / (higher - level), self.max_tokens)
+        return self._longest()
+
+    def remaining(self, p: float, generated: int) -> float:
+        """Tokens still to come, at level p of those outputs that are longer than `generated`; at least 1.
+
+        A job that outlives every belief is taken to have as much before it as half of what it has generated.
+        """
+        most = max(1.0, float(self.max_tokens - generated))
+        if self._exact and generated < self.tokens[0]:
+            return min(max(1.0, self.tokens[0] - generated), most)
+        if generated <= 0:
+            return min(self.quantile(p), most)
+        if generated >= self._longest():
+            return min(max(1.0, generated / 2), most)
+        passed = self._share_below(generated)
+        return min(max(1.0, self.quantile(passed + p * (1.0 - passed)) - generated), most)
+
+    def _share_below(self, tokens: float) -> float:
+        """The level at which the quantile reaches `tokens`."""
+        for (level, fewer), (higher, more) in pairwise(self._points()):
+            if tokens < more:
+                return level + (higher - level) * (tokens - fewer) / (more - fewer)
+        return 1.0
+
+    def _longest(self) -> float:
+        return min(self.tokens[-1] if self._exact else _TAIL * self.tokens[-1], float(self.max_tokens))
+
+    @property
+    def _exact(self) -> bool:
+        return self.tokens[0] == self.tokens[-1]
+
+    def _points(self) -> tuple[tuple[float, float], ...]:
+        lowest = self.tokens[0] if self._exact else 1.0
+        return ((0.0, lowest), *zip(LEVELS, self.tokens, strict=True), (1.0, self._longest()))

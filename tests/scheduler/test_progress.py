@@ -1,0 +1,18 @@
+"""Time in service and time waiting, by a clock that is passed in."""
+
+from __future__ import annotations
+
+from scheduler.progress import Progress
+
+
+def test_service_adds_up_over_stops() -> None:
+    progress = Progress(since=10.0)
+    assert (progress.waiting_seconds(13), progress.service_seconds(13)) == (3, 0)
+    progress.run(13)
+    progress.run(14)
+    assert (progress.waiting_seconds(15), progress.service_seconds(15)) == (0, 2)
+    progress.wait(15)
+    progress.wait(16)
+    assert (progress.waiting_seconds(20), progress.service_seconds(20)) == (5, 2)
+    progress.run(20)
+    assert progress.service_seconds(21) == 3
