@@ -1,0 +1,28 @@
+"""Simulated network ports and the page streams that cross them. Knows nothing of workers or messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Port:
+    """One direction of a worker's network interface: `bytes_per_second`, taken by one stream after the other."""
+
+    bytes_per_second: float
+    free_at: float = 0.0
+    bytes_total: int = 0
+
+
+def ship(source: Port, target: Port, num_bytes: int, ready_at: float, done_at: float, last_bytes: int) -> float:
+    """When the last of `num_bytes` has arrived; takes both ports for as long as the bytes need.
+
+    The bytes become ready evenly from `ready_at` (the first layer of the first chunk) to `done_at` (the end of prefill), so that
+    shipping overlaps prefill: what cannot overlap are the `last_bytes`, those of the last layer of the last chunk.
+    """
+    rate = min(source.bytes_per_second, target.bytes_per_second)
+    start = max(ready_at, source.free_at, target.free_at)
+    source.free_at = target.free_at = start + num_bytes / rate
+    source.bytes_total += num_bytes
+    target.bytes_total += num_bytes
+    return max(start + num_bytes / rate, done_at + last_bytes / rate)

@@ -1,0 +1,145 @@
+"""A simulated prefill worker: runs prompts by a PrefillModel, ships their pages while it computes, says so when they have arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from packhorse.errors import LinkClosedError
+from scheduler.pages import num_pages
+from scheduler.simulator.cluster import ModelSize, SimWorkerSpec
+from scheduler.simulator.decode_worker import SimDecodeWorker
+from scheduler.simulator.events import Timer
+from scheduler.simulator.link import ship
+from scheduler.simulator.messages import prefill_done
+from scheduler.simulator.prefill_model import PrefillModel, Prompt
+from scheduler.simulator.worker import SimWorker, World
+from transport.messages import FinishReason, JobStats, Model, StartPrefill, WorkerLoad
+
+
+@dataclass(eq=False)
+class Started:
+    """One job, from StartPrefill to the acknowledgement of its pages."""
+
+    prompt: Prompt
+    max_tokens: int
+    decode_worker: str
+    stats: JobStats | None = None
+
+
+class SimPrefillWorker(SimWorker):
+    def __init__(
+        self,
+        world: World,
+        spec: SimWorkerSpec,
+        model: ModelSize,
+        kv_format: str,
+        decode_workers: Mapping[str, SimDecodeWorker],
+    ) -> None:
+        super().__init__(world, spec, model, kv_format)
+        self.engine = self._engine()
+        self.jobs: dict[str, Started] = {}
+        self.bytes_shipped = 0
+        self._decode_workers = decode_workers
+        self._slot_bytes = model.slot_bytes(kv_format)
+        self._timer = Timer(world.events, self._step)
+
+    def _engine(self) -> PrefillModel:
+        return PrefillModel(self.spec.cost.prefill, self.spec.chunk_tokens)
+
+    @property
+    def held(self) -> int:
+        return len(self.jobs)
+
+    # ---- the scheduler's messages
+
+    def receive(self, message: Model, now: float) -> None:
+        assert isinstance(message, StartPrefill), f"a prefill worker has no use for {type(message).__name__}"
+        job = message.job
+        assert job.job_id not in self.jobs, f"job {job.job_id} is started twice on {self.worker_id}"
+        prompt = Prompt(job.job_id, len(job.prompt), job.priority)
+        self.jobs[job.job_id] = Started(prompt, job.sampling.max_tokens, message.decode_worker)
+        assert len(self.jobs) <= self.info.max_jobs, f"{self.worker_id}: more jobs than it holds"
+        self.engine.add(prompt, now)
+        self._timer.set(self.engine.busy_until)
+
+    def release(self, job_id: str, now: float) -> None:
+        started = self.jobs.pop(job_id, None)
+        if started is not None:
+            self.engine.drop(started.prompt, now)
+            self._timer.set(self.engine.busy_until)
+        self.say_released(job_id)
+
+    def clear(self, now: float) -> None:
+        self.engine = self._engine()
+        self.jobs.clear()
+        self._timer.set(None)
+
+    def load(self) -> WorkerLoad:
+        leases = sum(started.stats is not None for started in self.jobs.values())
+        rate = self.port.bytes_per_second if self.bytes_shipped else 0.0
+        return WorkerLoad(
+            jobs=len(self.jobs), leases=leases, bytes_shipped=self.bytes_shipped, link_bytes_per_second=rate
+        )
+
+    # ---- chunks and pages
+
+    def _step(self, now: float) -> None:
+        for prompt in self.engine.finish(now):
+            self._prefilled(self.jobs[prompt.job_id], now)
+        self._timer.set(self.engine.busy_until)
+
+    def _prefilled(self, started: Started, now: float) -> None:
+        """Token 1 is sampled."""
+        prompt = started.prompt
+        assert prompt.started_at is not None
+        self.world.first_token(prompt.job_id, prompt.started_at, now)
+        tokens = self.world.output_tokens(prompt.job_id)
+        started.stats = JobStats.model_construct(
+            prompt_tokens=prompt.tokens, completion_tokens=1, prefill_seconds=now - prompt.started_at
+        )
+        if tokens == 1:
+            self.world.last_token(prompt.job_id, now)
+            self._done(prompt.job_id, "length" if started.max_tokens == 1 else "stop")
+        else:
+            self._ship(started, now)
+
+    def _ship(self, started: Started, now: float) -> None:
+        prompt = started.prompt
+        assert prompt.started_at is not None
+        assert started.stats is not None
+        target = self._decode_workers[started.decode_worker]
+        pages = num_pages(prompt.tokens, self.info.layout)
+        rest = prompt.tokens - pages * self.info.layout.page_tokens
+        num_bytes = pages * self._slot_bytes + rest * self.model.token_bytes
+        last_bytes = num_bytes * prompt.last_chunk_tokens // (prompt.tokens * self.model.layers)
+        ready_at = prompt.started_at + (now - prompt.started_at) / self.model.layers
+        latency = self.spec.cost.transfer[0]
+        end = ship(self.port, target.port, num_bytes, ready_at, now, last_bytes) + latency
+        self.bytes_shipped += num_bytes
+        self.world.events.at(end, lambda at: self._shipped(started, num_bytes, at - now, at))
+
+    def _shipped(self, started: Started, num_bytes: int, seconds: float, now: float) -> None:
+        job_id = started.prompt.job_id
+        if self.jobs.get(job_id) is not started:  # released, or lost with the worker
+            return
+        if not self._decode_workers[started.decode_worker].arrived(job_id, now):
+            del self.jobs[job_id]
+            self.fail(job_id, LinkClosedError(f"decode worker {started.decode_worker} does not take the job's pages"))
+            return
+        assert started.stats is not None
+        started.stats = started.stats.model_copy(
+            update={
+                "bytes_shipped": num_bytes,
+                "raw_bytes": started.prompt.tokens * self.model.token_bytes,
+                "ship_seconds": seconds,
+                "prefill_worker": self.worker_id,
+                "decode_worker": started.decode_worker,
+            }
+        )
+        self._done(job_id, None)
+
+    def _done(self, job_id: str, finish_reason: FinishReason | None) -> None:
+        stats = self.jobs.pop(job_id).stats
+        assert stats is not None
+        self.say(prefill_done(job_id, self.worker_id, finish_reason, stats))

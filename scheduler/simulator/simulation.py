@@ -1,0 +1,204 @@
+"""One simulation: simulated workers and a gateway around the live SchedulerCore, joined by instant wires, driven by events.
+
+The core, its policy and its placement are the very objects of the live scheduler; the simulation only sends it messages and tells
+it the time. Deterministic: the same inputs give the same records. Knows nothing of data sets, command lines or figures.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from packhorse.config import SchedulerConfig
+from packhorse.errors import ConfigError
+from scheduler.core import Outgoing, SchedulerCore
+from scheduler.simulator.cluster import SimCluster
+from scheduler.simulator.decode_worker import SimDecodeWorker
+from scheduler.simulator.events import EventQueue, Timer
+from scheduler.simulator.messages import submit, token_stand_in
+from scheduler.simulator.prefill_worker import SimPrefillWorker
+from scheduler.simulator.records import CANCELLED, DONE, FAILED, WAITING, Records
+from scheduler.simulator.worker import SimWorker
+from scheduler.simulator.workload import Arrivals, Failure, Workload
+from transport.messages import Cancel, JobEnded, JobFailed, Model, StatusRequest
+
+GATEWAY = b"gateway"
+DAY_SECONDS = 86_400.0
+TICK_SECONDS = 1.0
+MakeCore = Callable[[SchedulerConfig], SchedulerCore]
+
+
+def patient_config(**fields: object) -> SchedulerConfig:
+    """A scheduler that sheds nothing and counts nobody as silent, so that policies are compared on all requests."""
+    never = {"queue_seconds": DAY_SECONDS, "prefill_seconds": DAY_SECONDS, "decode_seconds": DAY_SECONDS}
+    base = {**never, "max_queue": 1_000_000_000, "worker_timeout_seconds": 1e9}
+    return SchedulerConfig(**{**base, **fields})  # type: ignore[arg-type]
+
+
+class Simulation:
+    """`run()` plays everything to its end and returns the records.
+
+    heartbeat_seconds: how often workers and the gateway make themselves heard; None: never, for a config that waits for ever, as
+    `patient_config`. Where workers fail, the config's worker_timeout_seconds decides when the scheduler notices.
+    """
+
+    def __init__(
+        self,
+        cluster: SimCluster,
+        workload: Workload,
+        arrivals: Arrivals,
+        *,
+        config: SchedulerConfig | None = None,
+        kv_format: str = "raw",
+        failures: Sequence[Failure] = (),
+        heartbeat_seconds: float | None = None,
+        make_core: MakeCore | None = None,
+    ) -> None:
+        self.config = config or patient_config()
+        self.core = make_core(self.config) if make_core else SchedulerCore(self.config, epoch="simulated")
+        self.events = EventQueue()
+        self.workload, self.arrivals = workload, arrivals
+        self.records = Records(workload)
+        self.decode = {
+            spec.worker_id: SimDecodeWorker(self, spec, cluster.model, kv_format) for spec in cluster.of_role("decode")
+        }
+        self.prefill = {
+            spec.worker_id: SimPrefillWorker(self, spec, cluster.model, kv_format, self.decode)
+            for spec in cluster.of_role("prefill")
+        }
+        self.workers: dict[str, SimWorker] = {**self.prefill, **self.decode}
+        if failures and heartbeat_seconds is None:
+            raise ConfigError("failures are noticed by silence: heartbeat_seconds must be given")
+        self._peers = {worker.peer: worker for worker in self.workers.values()}
+        self._heartbeat_seconds, self._failures = heartbeat_seconds, failures
+        self._said: deque[tuple[bytes, Model]] = deque()
+        self._next = 0
+        self._open = len(workload)
+        self._tick = Timer(self.events, self._on_tick)
+
+    def run(self) -> Records:
+        """Raises ValueError when requests are left that nothing can end any more."""
+        self._begin()
+        while self._open or self.core.jobs:
+            if not self.events.step():
+                raise ValueError(f"nothing happens any more, and {self._open} requests have no outcome")
+            self._drain()
+        self.check_idle()
+        return self.records
+
+    def check_idle(self) -> None:
+        """Nothing is left anywhere: no job, no page, no place."""
+        assert len(self.core.policy) == 0
+        for known in self.core.workers:
+            assert not known.jobs, f"the scheduler counts {len(known.jobs)} jobs on {known.worker_id}"
+            assert not known.reserved_pages, f"the scheduler counts pages on {known.worker_id}"
+        for worker in self.workers.values():
+            assert not worker.held, f"{worker.held} jobs are left on {worker.worker_id}"
+        for decode in self.decode.values():
+            assert not decode.reserved_pages, f"pages are left on {decode.worker_id}"
+
+    # ---- what workers see
+
+    def tell(self, peer: bytes, message: Model) -> None:
+        """Heard by the core after the event under way."""
+        self._said.append((peer, message))
+
+    def output_tokens(self, job_id: str) -> int:
+        return self.workload.output_tokens[int(job_id)]
+
+    def first_token(self, job_id: str, prefill_started: float, now: float) -> None:
+        index = int(job_id)
+        self.records.prefill_started[index] = prefill_started
+        self.records.first_token[index] = now
+
+    def last_token(self, job_id: str, now: float) -> None:
+        """The client has its last token; the scheduler's word that the job ended comes after it."""
+        self._end(int(job_id), DONE, now)
+
+    # ---- requests
+
+    def _begin(self) -> None:
+        for worker in self.workers.values():
+            worker.come_up(0.0)
+        self._drain()
+        for failure in self._failures:
+            worker = self.workers[failure.worker_id]
+            self.events.at(failure.at, worker.vanish)
+            if failure.back_at is not None:
+                self.events.at(failure.back_at, worker.come_up)
+        if self._heartbeat_seconds is not None:
+            self.events.at(self._heartbeat_seconds, self._beat)
+        for index, time in self.arrivals.cancels.items():
+            self.events.at(time, lambda now, index=index: self._cancel(index, now))  # type: ignore[misc]
+        if self.arrivals.concurrency:
+            for _ in range(min(self.arrivals.concurrency, len(self.workload))):
+                self.events.at(0.0, self._submit_next)
+        else:
+            self.events.at(self.arrivals.times[0], self._arrive)
+
+    def _arrive(self, now: float) -> None:
+        self._submit_next(now)
+        if self._next < len(self.workload):
+            self.events.at(self.arrivals.times[self._next], self._arrive)
+
+    def _submit_next(self, now: float) -> None:
+        index, load = self._next, self.workload
+        if index == len(load):  # closed loop: several ended at once, near the end
+            return
+        self._next += 1
+        self.records.arrived[index] = now
+        prompt = load.prompts[index] if len(load.prompts) else token_stand_in(load.prompt_tokens[index])
+        priority = load.priorities[index] if len(load.priorities) else 0
+        self.tell(GATEWAY, submit(str(index), prompt, load.max_tokens[index], priority))
+
+    def _cancel(self, index: int, now: float) -> None:
+        if index < self._next and self.records.status[index] == WAITING:
+            self._end(index, CANCELLED, now)
+            self.tell(GATEWAY, Cancel(job_id=str(index), reason="the client left"))
+
+    def _end(self, index: int, status: int, now: float, error: str = "") -> None:
+        if self.records.status[index] == CANCELLED:  # the client has left; what is said of its job is too late
+            return
+        self.records.end(index, status, now, error)
+        self._open -= 1
+        if self.arrivals.concurrency and self._next < len(self.workload):
+            self.events.at(now, self._submit_next)
+
+    def _hear_gateway(self, message: Model, now: float) -> None:
+        if isinstance(message, JobFailed):
+            self._end(int(message.job_id), FAILED, now, message.error.code)
+        elif isinstance(message, JobEnded):
+            assert self.records.status[int(message.job_id)] in (DONE, CANCELLED), "a job ended before its last token"
+
+    # ---- wires and time
+
+    def _drain(self) -> None:
+        """The core hears what was said, and peers hear what it answers, until all are silent."""
+        now = self.events.now
+        while self._said:
+            peer, message = self._said.popleft()
+            self._deliver(self.core.handle(peer, message, now), now)
+        deadline = self.core.next_deadline()
+        if self._heartbeat_seconds is None and self._tick.time is None and deadline is not None:
+            self._tick.set(max(deadline, now + TICK_SECONDS))
+
+    def _deliver(self, outgoing: list[Outgoing], now: float) -> None:
+        for peer, message in outgoing:
+            worker = self._peers.get(peer)
+            if worker is not None:
+                worker.hear(message, now)
+            else:
+                self._hear_gateway(message, now)
+
+    def _on_tick(self, now: float) -> None:
+        self._deliver(self.core.tick(now), now)
+
+    def _beat(self, now: float) -> None:
+        """Everyone that lives makes itself heard, then the scheduler looks who did not."""
+        assert self._heartbeat_seconds is not None
+        for worker in self.workers.values():
+            worker.beat()
+        self.tell(GATEWAY, StatusRequest())
+        self._drain()
+        self._on_tick(now)
+        self.events.at(now + self._heartbeat_seconds, self._beat)
