@@ -50,18 +50,20 @@ def compose_command() -> list[str] | None:
 
 
 class Stack:
-    """One compose project. `url` is its gateway's; `settings` are the variables that compose gets."""
+    """One compose project. `url` is its gateway's; `files` and `settings` are what compose gets."""
 
     def __init__(self, env_file: Path) -> None:
         self.project = f"packhorse-test-{uuid.uuid4().hex[:8]}"
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._env_file = env_file
+        self.files = ["compose.yaml"]
         self.settings = {"PACKHORSE_PORT": str(self._port), "PACKHORSE_IMAGE": IMAGE, "PACKHORSE_THREADS": "1"}
 
     def compose(self, *arguments: str, seconds: float = COMMAND_SECONDS) -> str:
         """Runs compose and returns its output; fails the test with what it printed."""
-        base = [*(compose_command() or []), "--project-name", self.project, "--env-file", str(self._env_file)]
+        files = [text for file in self.files for text in ("--file", file)]
+        base = [*(compose_command() or []), *files, "--project-name", self.project, "--env-file", str(self._env_file)]
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PACKHORSE_", "UCX_"))}
         done = call(*base, *arguments, seconds=seconds, cwd=ROOT, env=environment | self.settings)
         assert done.returncode == 0, f"compose {' '.join(arguments)}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"

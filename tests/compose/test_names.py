@@ -17,6 +17,7 @@ from packhorse.config import (
 )
 
 ROOT = Path(__file__).parents[2]
+COMPOSE_FILES = ("compose.yaml", "compose.ucx.yaml", "compose.gpu.yaml")
 PROCESSES: dict[str, type[ProcessConfig]] = {
     "scheduler": SchedulerConfig,
     "gateway": GatewayConfig,
@@ -61,7 +62,7 @@ def test_the_table_of_variables_is_that_of_the_configuration() -> None:
 
 
 def test_compose_sets_variables_that_the_process_has() -> None:
-    for file in ("compose.yaml", "compose.gpu.yaml"):
+    for file in COMPOSE_FILES:
         services = yaml.safe_load((ROOT / file).read_text())["services"]
         for process in PROCESSES.keys() & services.keys():
             names = {name for name in services[process]["environment"] if name.startswith("PACKHORSE_")}
@@ -81,7 +82,7 @@ def test_links_between_the_documents_hold() -> None:
 
 
 def test_every_variable_that_the_documents_name_exists() -> None:
-    compose = (ROOT / "compose.yaml").read_text() + (ROOT / "compose.gpu.yaml").read_text()
+    compose = "".join((ROOT / file).read_text() for file in COMPOSE_FILES)
     known = set(expected()) | {"PACKHORSE_SECRET_FILE"} | set(re.findall(r"\$\{(PACKHORSE_\w+)", compose))
     for file in ("README.md", "docs/deploy.md"):
         named = set(re.findall(r"PACKHORSE_[A-Z][A-Z_]*[A-Z]", (ROOT / file).read_text()))
