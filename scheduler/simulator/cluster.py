@@ -108,7 +108,9 @@ _USED, _RESERVE = 0.9, 2_000_000_000
 MAX_BATCH = 32  # the decode worker's own default
 
 
-def a100_cluster(prefill: int = 1, decode: int = 1, memory_bytes: int = _A100_80GB, max_batch: int = MAX_BATCH) -> SimCluster:
+def a100_cluster(
+    prefill: int = 1, decode: int = 1, memory_bytes: int = _A100_80GB, max_batch: int = MAX_BATCH
+) -> SimCluster:
     """`prefill` and `decode` workers of one A100 each, all alike."""
     kv_memory = int(memory_bytes * _USED) - _RESERVE - LLAMA_8B.weight_bytes
     base = SimWorkerSpec("", "prefill", A100_COST, max_jobs=16)

@@ -37,7 +37,9 @@ class DecodeModel:
         self._step = 0  # steps since the beginning, at the start of the jump
         self._from = 0.0  # when the jump started
         self._jump = 0  # its steps
-        self._finishing: list[tuple[int, str]] = []  # a heap of (last step, job id); void where the sequence says otherwise
+        self._finishing: list[
+            tuple[int, str]
+        ] = []  # a heap of (last step, job id); void where the sequence says otherwise
         self._wanted: dict[str, bool | None] = {}  # at the end of the step: run, pause, or None: leave
         self.next_change: float | None = None
         self.busy_seconds = 0.0

@@ -100,7 +100,9 @@ class SimDecodeWorker(SimWorker):
         for job_id in finished:
             held = self._free(job_id)
             tokens = self.world.output_tokens(job_id)
-            assert num_pages(held.prompt_tokens + tokens, self.info.layout) <= held.pages, f"job {job_id} outgrew its pages"
+            assert num_pages(held.prompt_tokens + tokens, self.info.layout) <= held.pages, (
+                f"job {job_id} outgrew its pages"
+            )
             self.world.last_token(job_id, now)
             if held.released:
                 self.say_released(job_id)

@@ -35,7 +35,12 @@ def token_stand_in(num_tokens: int) -> tuple[int, ...]:
 
 def submit(job_id: str, prompt: tuple[int, ...], max_tokens: int, priority: int) -> Submit:
     job = Job.model_construct(
-        _JOB_FIELDS, job_id=job_id, prompt=prompt, sampling=sampling_of(max_tokens), reply_to=REPLY_TO, priority=priority
+        _JOB_FIELDS,
+        job_id=job_id,
+        prompt=prompt,
+        sampling=sampling_of(max_tokens),
+        reply_to=REPLY_TO,
+        priority=priority,
     )
     return Submit.model_construct(_SUBMIT_FIELDS, kind="submit", job=job)
 
