@@ -2,7 +2,8 @@
 
 Minimizes over c >= 0:   sum_i huber((x_i . c - y_i) / m_i)  +  prior_weight * noise^2 * sum_k ((c_k - p_k) / s_k)^2
 
-m_i is the larger of y_i and its prediction, so that a time that is far too short weighs no more than one that is far too long. p is the prior, scaled to the samples by the median of y_i / (x_i . prior): a prior that is wrong by a factor on all terms (other
+m_i is the larger of y_i and its prediction, so that a time that is far too short weighs no more than one that is far too long.
+p is the prior, scaled to the samples by the median of y_i / (x_i . prior): a prior that is wrong by a factor on all terms (other
 efficiency, a slower back end) still gives its shape. s_k is p_k, or a tenth of the typical time where that term is smaller; noise
 is the residuals' robust standard deviation, so that a term which the samples determine is theirs and any other the prior's.
 Relative error after DistServe's fit, so that short times count as much as long ones; the pull, the non-negativity and Huber's
