@@ -67,6 +67,7 @@ class Policy(ABC):
 
     def __init__(self, cost: JobCost | None = None) -> None:
         self.cost: JobCost = cost or WorkerCost.of(DEFAULT_PRIOR)
+        self.room: Room | None = None  # of the largest decode worker, kept by the scheduler; None while there is none
 
     # ---- the queue
 
@@ -99,6 +100,10 @@ class Policy(ABC):
     def pause_action(self, job: TrackedJob, others_tokens: int) -> PauseAction:
         """What becomes of the pages of `job` during its declared tool pause; `others_tokens` are those of the jobs beside it."""
         return "preserve"
+
+    def observe(self, job: TrackedJob, output_tokens: int, now: float) -> None:
+        """The job ended by itself with that many tokens: what its forecast was worth. `forget` follows."""
+        return
 
     def forget(self, job_id: str) -> None:
         """The job has ended: drop what is kept of it. An unknown one changes nothing."""

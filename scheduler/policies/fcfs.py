@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from scheduler.jobs import TrackedJob
@@ -15,7 +16,7 @@ class Fcfs(Policy):
 
     def __init__(self, cost: JobCost | None = None) -> None:
         super().__init__(cost)
-        self._jobs: dict[str, TrackedJob] = {}
+        self._jobs: OrderedDict[str, TrackedJob] = OrderedDict()
 
     def add(self, job: TrackedJob, now: float) -> None:
         self._jobs[job.job_id] = job

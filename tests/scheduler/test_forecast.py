@@ -51,3 +51,17 @@ def test_a_job_that_outlives_its_prediction_is_believed_longer() -> None:
 
 def test_without_a_prediction_the_limit_is_believed() -> None:
     assert Forecast.unknown(300).remaining(0.5, 100) == 200
+
+
+def test_gittins_index_is_what_is_left_where_that_is_known_and_rewards_a_chance_to_end_soon() -> None:
+    assert Forecast.exact(100, 1000).gittins(40) == 60
+    surely, maybe = Forecast.made([95, 98, 100, 102, 105], 1000), Forecast.made([2, 5, 100, 102, 105], 1000)
+    assert maybe.gittins(0) < surely.gittins(0)
+    assert maybe.gittins(20) == pytest.approx(surely.gittins(20), rel=0.3)  # it did not end soon
+
+
+@given(st.lists(ANY, min_size=len(LEVELS), max_size=len(LEVELS)), st.integers(1, 10**6), st.integers(0, 2 * 10**6))
+def test_gittins_index_of_any_prediction_is_within_the_limits(
+    tokens: list[float], max_tokens: int, generated: int
+) -> None:
+    assert 1 <= Forecast.made(tokens, max_tokens).gittins(generated) <= max(1, max_tokens - generated)

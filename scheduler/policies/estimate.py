@@ -1,0 +1,32 @@
+"""What is left of a job, in seconds and in memory, from its forecast, its progress and the cost model."""
+
+from __future__ import annotations
+
+from scheduler.jobs import TrackedJob
+from scheduler.policies.base import JobCost
+
+MEDIAN = 0.5
+
+
+def context_tokens(job: TrackedJob) -> int:
+    """Prompt and generated tokens."""
+    return job.prompt_tokens + job.progress.generated
+
+
+def remaining_tokens(job: TrackedJob, level: float = MEDIAN) -> float:
+    """Tokens still to come at that level; at least 1, and re-estimated when the job outlives its forecast."""
+    return job.forecast.remaining(level, job.progress.generated)
+
+
+def prefill_seconds(job: TrackedJob, cost: JobCost) -> float:
+    """0 once token 1 is out."""
+    return 0.0 if job.progress.generated else cost.prefill_seconds(job.prompt_tokens)
+
+
+def decode_seconds(job: TrackedJob, cost: JobCost, tokens: float) -> float:
+    """Of `tokens` more steps, the job alone in the batch and its context growing by one each."""
+    return tokens * cost.step_seconds(round(context_tokens(job) + tokens / 2), 1)
+
+
+def remaining_seconds(job: TrackedJob, cost: JobCost, level: float = MEDIAN) -> float:
+    return prefill_seconds(job, cost) + decode_seconds(job, cost, remaining_tokens(job, level))

@@ -1,0 +1,58 @@
+"""A queue of jobs by rank, in which nobody waits beyond a bound because of it: overdue jobs come first, in order of arrival."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+
+from scheduler.jobs import TrackedJob
+
+Rank = tuple[float, ...]
+
+
+class RankQueue:
+    """`add` and `remove` take O(log n) amortized, `head` O(1). Ranks are fixed while a job is queued; ties go by arrival."""
+
+    def __init__(self, max_wait_seconds: float = math.inf) -> None:
+        self.max_wait_seconds = max_wait_seconds
+        self._jobs: OrderedDict[str, tuple[int, TrackedJob]] = (
+            OrderedDict()
+        )  # by arrival; the number tells entries apart
+        self._heap: list[tuple[Rank, int, str]] = []  # void where `_jobs` has no such number
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job: TrackedJob, rank: Rank) -> None:
+        """`rank` must hold no NaN; the smallest comes first."""
+        self._count += 1
+        self._jobs[job.job_id] = (self._count, job)
+        heapq.heappush(self._heap, (rank, self._count, job.job_id))
+
+    def remove(self, job_id: str) -> None:
+        self._jobs.pop(job_id, None)
+        if len(self._heap) > 2 * len(self._jobs) + 64:
+            self._heap = [entry for entry in self._heap if self._is_valid(entry)]
+            heapq.heapify(self._heap)
+
+    def rerank(self, rank: Callable[[TrackedJob], Rank]) -> None:
+        """Gives every job its rank anew, in O(n)."""
+        self._heap = [(rank(job), count, job_id) for job_id, (count, job) in self._jobs.items()]
+        heapq.heapify(self._heap)
+
+    def head(self, now: float) -> TrackedJob | None:
+        """The oldest job where it has waited for `max_wait_seconds`, else the one of the smallest rank."""
+        while self._heap and not self._is_valid(self._heap[0]):
+            heapq.heappop(self._heap)
+        if not self._heap:
+            return None
+        _, oldest = next(iter(self._jobs.values()))
+        if now - oldest.submitted_at >= self.max_wait_seconds:
+            return oldest
+        return self._jobs[self._heap[0][2]][1]
+
+    def _is_valid(self, entry: tuple[Rank, int, str]) -> bool:
+        return self._jobs.get(entry[2], (0,))[0] == entry[1]
