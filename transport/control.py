@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import zmq
 
-from packhorse.errors import ConfigError, FrameError, PackhorseError, UnavailableError
+from packhorse.errors import ConfigError, FrameError, HandshakeError, PackhorseError, UnavailableError
 from transport.messages import (
     ErrorInfo,
     Goodbye,
@@ -98,7 +98,8 @@ class ControlClient:
     """A worker's or gateway's end; connects on construction, in the background, and reconnects by itself.
 
     `identity` is unique among the scheduler's peers. `disconnected` is called when an established connection breaks: messages
-    of either direction may be lost. Needs a running event loop. Raises ConfigError on a malformed address or identity.
+    of either direction may be lost. `refused` gets a HandshakeError if the scheduler does not share our secret; attempts go on.
+    Needs a running event loop. Raises ConfigError on a malformed address or identity.
     """
 
     def __init__(
@@ -107,15 +108,17 @@ class ControlClient:
         identity: str,
         secret: bytes | None = None,
         disconnected: Callable[[], None] | None = None,
+        refused: Callable[[HandshakeError], None] | None = None,
     ) -> None:
         name = identity.encode()
         if not 0 < len(name) <= MAX_IDENTITY_BYTES or name[0] == 0:
             raise ConfigError(f"identity {identity!r} has {len(name)} bytes; it needs 1 to {MAX_IDENTITY_BYTES}")
         self.address = address
         self._disconnected = disconnected
+        self._on_refused = refused
         self._plug = Plug(zmq.DEALER, secret)
         self._plug.socket.setsockopt(zmq.IDENTITY, name)
-        self._plug.connect(address, self._watch)
+        self._plug.connect(address, self._watch, refused=self._refused)
 
     async def send(self, message: Model, timeout_seconds: float = 5.0) -> None:
         """Waits for a connection, no longer than `timeout_seconds`; then raises UnavailableError. FrameError: too large."""
@@ -148,6 +151,14 @@ class ControlClient:
             log.info("the connection to the scheduler at %s broke", self.address)
             if self._disconnected is not None:
                 self._disconnected()
+
+    def _refused(self) -> None:
+        error = HandshakeError(
+            f"the scheduler at {self.address} does not share our secret (PACKHORSE_SECRET), or does not speak ZeroMQ"
+        )
+        log.error("%s", error)
+        if self._on_refused is not None:
+            self._on_refused(error)
 
     async def __aenter__(self) -> Self:
         return self
@@ -192,9 +203,14 @@ class WorkerAgent:
         return self._registered is not None
 
     async def start(self, timeout_seconds: float = 10.0) -> None:
-        """Returns once registered. Raises the error of a Rejected, UnavailableError after `timeout_seconds`, ConfigError."""
-        self._client = ControlClient(self.address, self.info.worker_id, self._secret, disconnected=self._forget)
+        """Returns once registered. Raises the error of a Rejected, HandshakeError (wrong secret), ConfigError.
+
+        Raises UnavailableError after `timeout_seconds`.
+        """
         answered = self._answered = asyncio.get_running_loop().create_future()
+        self._client = ControlClient(
+            self.address, self.info.worker_id, self._secret, disconnected=self._forget, refused=self._refused
+        )
         loops = {"receive": self._receive_loop(), "handle": self._handle_loop(), "heartbeat": self._heartbeat_loop()}
         self._tasks = [asyncio.create_task(loop, name=f"agent {name}") for name, loop in loops.items()]
         for task in self._tasks:
@@ -229,6 +245,10 @@ class WorkerAgent:
             client.send_now(Goodbye(worker_id=self.info.worker_id))
             self._registered = None
         await client.close()
+
+    def _refused(self, error: HandshakeError) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(error)
 
     def _forget(self) -> None:
         """The scheduler holds nothing of us any more, or soon will not: drop the jobs, register anew."""

@@ -24,7 +24,18 @@ HIGH_WATER_MESSAGES = 10_000
 LINGER_SECONDS = 0.5
 PING_SECONDS = 2.0
 PEER_TIMEOUT_SECONDS = 10.0
+MAX_HANDSHAKE_FAILURES = 1  # a listener that dies amid its handshake fails once; a wrong secret fails at every attempt
+HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 _FRAME_OVERHEAD_BYTES = 1024  # CURVE's box around a message of the largest size
+
+
+def handshake_failures(event: int) -> int:
+    """How much a monitor event speaks for a peer that does not share our secret: against MAX_HANDSHAKE_FAILURES."""
+    if event & (zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
+        return 2
+    return 1 if event & zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL else 0
 
 
 class Plug:
@@ -67,24 +78,34 @@ class Plug:
             raise
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
-    def connect(self, address: str, watch: Callable[[bool], None], *, queue: bool = False) -> None:
+    def connect(
+        self,
+        address: str,
+        watch: Callable[[bool], None],
+        *,
+        queue: bool = False,
+        refused: Callable[[], None] | None = None,
+    ) -> None:
         """Connects, and reconnects, in the background. Messages are taken while connected, or with `queue` from now on.
 
         `watch(True)` is called when a connection stands, `watch(False)` when it breaks: what was under way may be lost then.
+        `refused()` is called, once, for a peer that does not share our secret or does not speak ZeroMQ; attempts go on.
         Raises ConfigError on a malformed address; the plug is closed then. (ZMQ_IMMEDIATE is not used: with it, messages that
         have come but are not read yet go down with the connection.)
         """
         try:
             curve_client(self.socket, self._secret)
             self.socket.ipv6 = "[" in address
-            self._events = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            self._events = self.socket.get_monitor_socket(
+                HANDSHAKE_FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            )
             self.socket.connect(address)
         except zmq.ZMQError as error:
             self._close_sockets(0)
             self.context.term()
             raise ConfigError(f"cannot connect to {address!r}: {error.strerror}") from error
         self._open = queue
-        self._monitor = asyncio.create_task(self._follow(self._events, watch, queue), name="zmq monitor")
+        self._monitor = asyncio.create_task(self._follow(self._events, watch, queue, refused), name="zmq monitor")
 
     def send_now(self, frames: Sequence[bytes]) -> bool:
         """Queues a message without waiting; False when the peer is not connected, or takes no more. LinkClosedError: closed."""
@@ -126,12 +147,22 @@ class Plug:
         finally:  # a cancelled close still ends the context
             await asyncio.shield(asyncio.to_thread(self.context.term))
 
-    async def _follow(self, events: zmq.asyncio.Socket, watch: Callable[[bool], None], queue: bool) -> None:
+    async def _follow(
+        self,
+        events: zmq.asyncio.Socket,
+        watch: Callable[[bool], None],
+        queue: bool,
+        refused: Callable[[], None] | None,
+    ) -> None:
         """Tells of a connection that stands, and of one that stood and broke; an attempt that failed is neither."""
-        connected = False
+        connected, failures = False, 0
         while True:
-            event = await recv_monitor_message(events)
-            stands = event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            event = (await recv_monitor_message(events))["event"]
+            failures += handshake_failures(event)
+            if failures > MAX_HANDSHAKE_FAILURES and refused is not None:
+                refused()
+                refused = None
+            stands = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if stands != connected:
                 connected = stands
                 self._open = queue or connected

@@ -34,6 +34,11 @@ def load_ucxx() -> types.ModuleType:
     return module
 
 
+def _options() -> dict[str, str]:
+    """UCX leaves shared memory out for endpoints that must notice a dead peer, as ours must, unless it is told otherwise."""
+    return {} if "UCX_MM_ERROR_HANDLING" in os.environ else {"MM_ERROR_HANDLING": "y"}
+
+
 class UcxEngine:
     """The UCX context and worker of one event loop, shared by its links; `acquire` and `release` count the users."""
 
@@ -45,7 +50,7 @@ class UcxEngine:
         self._pending: dict[Any, tuple[asyncio.Future[None], memoryview]] = {}  # the view keeps its memory alive
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._context = ucx.UCXContext({}, feature_flags=(ucx.Feature.TAG, ucx.Feature.WAKEUP))
+        self._context = ucx.UCXContext(_options(), feature_flags=(ucx.Feature.TAG, ucx.Feature.WAKEUP))
         self._worker = ucx.UCXWorker(self._context)
         self._worker.init_blocking_progress_mode()
         self._descriptor: int = self._worker.epoll_file_descriptor

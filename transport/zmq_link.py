@@ -30,7 +30,7 @@ from .framing import SEND_TIMEOUT_SECONDS, Payload, check_sizes, max_part_bytes,
 from .link import Frame, Link, Listener
 from .messages import Model, decode
 from .security import curve_client
-from .sockets import Plug
+from .sockets import HANDSHAKE_FAILED, MAX_HANDSHAKE_FAILURES, Plug, handshake_failures
 from .wire import parse_host_port
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,7 @@ _MAX_RETRY_SECONDS = 0.02
 _OPEN, _WELCOME, _FRAME, _CLOSE, _PROBE = b"O", b"W", b"F", b"C", b"P"
 _DRAIN_SECONDS = 0.1
 _CURVE_BYTES = 1024  # room for the box around a part
-_WRONG_MECHANISM = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-_NOT_ADMITTED = _WRONG_MECHANISM | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-_WATCHED = _NOT_ADMITTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_WATCHED = HANDSHAKE_FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
 class _Hub:
@@ -156,9 +154,9 @@ class _Hub:
             elif event == zmq.EVENT_DISCONNECTED and connected:
                 await asyncio.sleep(_DRAIN_SECONDS)  # what came before it is still to be read
                 link.lose(LinkClosedError(f"{link.address} is gone"))
-            elif event & _NOT_ADMITTED:
-                failures += 2 if event & _WRONG_MECHANISM else 1  # a listener that dies amid its handshake fails once
-                if failures > 1:
+            elif event & HANDSHAKE_FAILED:
+                failures += handshake_failures(event)
+                if failures > MAX_HANDSHAKE_FAILURES:
                     link.lose(HandshakeError(f"{link.address} does not share our secret, or does not speak ZeroMQ"))
 
 

@@ -12,7 +12,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from packhorse.errors import ConfigError, LinkClosedError, RequestError, UnavailableError
+from packhorse.errors import ConfigError, HandshakeError, LinkClosedError, RequestError, UnavailableError
 from transport.control import ControlClient, ControlServer, WorkerAgent
 from transport.messages import (
     MAX_CONTROL_BYTES,
@@ -396,3 +396,11 @@ async def test_an_awaiting_handler_keeps_the_order_and_the_heartbeat() -> None:
         await agent.stop()
     assert seen == ["a", "b"]
     assert lost == []
+
+
+@pytest.mark.parametrize("secret", [None, b"a wrong secret"])
+async def test_a_worker_with_a_wrong_secret_is_told_at_once(secret: bytes | None) -> None:
+    async with ControlServer(LOCAL, b"right") as server:
+        agent = WorkerAgent(server.address, INFO, lambda _: None, WorkerLoad, lambda: None, secret)
+        with pytest.raises(HandshakeError, match="does not share our secret"):
+            await agent.start(10.0)
