@@ -27,7 +27,8 @@ from tests.scheduler.simulator.worlds import COST, cluster, poisson, simulation,
 def test_every_job_ends_once_and_nothing_is_left(seed: int) -> None:
     """`Simulation.run` ends with `check_idle`; capacity is asserted by the workers at every reservation."""
     load = workload(400, seed)
-    cancels = {index: 0.05 * index for index in range(0, 400, 7)}
+    times = poisson(400, 15.0, seed)
+    cancels = {index: times[index] + 0.02 * (index % 50) for index in range(0, 400, 7)}
     run = simulation(load, 15.0, seed, cluster(2, 3, pages=40), cancels=cancels)
     records = run.run()
     assert set(records.status) == {DONE, CANCELLED}
