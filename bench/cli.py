@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
+from bench.many_values import ManyValuesCommand
 from packhorse.errors import ConfigError
 
 EXIT_ALL_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Benchmarks: load on a server, quality of the KV formats."
+    no_args_is_help=True, add_completion=False, help="Benchmarks: load on a server, quality of the KV formats, kernels."
 )
 
 
@@ -126,3 +127,59 @@ def quality(
         print_quality(result, Console())
         if json:
             write_json(json, result)
+
+
+@app.command(cls=ManyValuesCommand)
+def kernels(
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    format: Annotated[list[str] | None, typer.Option(help="KV formats; default k2v2")] = None,
+    context: Annotated[list[int] | None, typer.Option(help="tokens; default 1024 4096 16384 65536 131072")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="sequences; default 1")] = None,
+    heads: Annotated[int, typer.Option(help="query heads")] = 32,
+    kv_heads: Annotated[int, typer.Option(help="KV heads")] = 8,
+    head_dim: Annotated[int, typer.Option(help="channels of a head")] = 128,
+    chunk: Annotated[int, typer.Option(help="prefill: queries after the context")] = 512,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="decode, close_pages, prefill; default: the first two")] = None,
+    impl: Annotated[list[str] | None, typer.Option(help="implementations; default: all but reference")] = None,
+    repeats: Annotated[int, typer.Option(help="rounds; slow implementations sit some out, five are the least")] = 15,
+    seed: Annotated[int, typer.Option(help="of values, page tables and order")] = 0,
+    json: Annotated[Path | None, typer.Option(help="write the records here")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write FILE.png and FILE.svg; needs matplotlib")] = None,
+    compile: Annotated[
+        list[str] | None, typer.Option(help="no timing: report on kernels compiled for sm_80, sm_90")
+    ] = None,
+) -> None:
+    """Attention on codes against its rivals: time, bandwidth, share of the machine's bounds, error. Lists: --context 1024 4096."""
+    from rich.console import Console
+
+    from bench.kernel_report import print_kernels
+    from bench.kernels import KernelOptions, run_kernels
+    from bench.plot import check_plot, write_plot
+    from bench.report import check_writable, write_json
+
+    with _config_errors():
+        if compile:
+            _compile_kernels(tuple(compile), tuple(format or ()), json)
+            return
+        lists = {"format": format, "context": context, "batch": batch, "op": op, "impl": impl}
+        given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
+        options = KernelOptions(
+            device=device, heads=heads, kv_heads=kv_heads, head_dim=head_dim, chunk=chunk, threads=threads,
+            repeats=repeats, seed=seed, **given,  # type: ignore[arg-type]
+        )  # fmt: skip
+        for name, path in (("json", json), ("plot", plot)):
+            if path:
+                check_writable(name, path)
+        if plot:
+            check_plot(plot)
+        result = run_kernels(options)
+        print_kernels(result, Console())
+        if json:
+            write_json(json, result["records"])
+        if plot:
+            write_plot(plot, result)
+
+
+def _compile_kernels(archs: tuple[str, ...], formats: tuple[str, ...], json: Path | None) -> None:
+    raise ConfigError("compile: this version has no offline report", param="compile")

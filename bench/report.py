@@ -62,7 +62,13 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write_json(path: Path, result: dict[str, Any]) -> None:
+def check_writable(option: str, path: Path) -> None:
+    """Raises ConfigError naming `option` where the file's folder is missing, before anything is measured."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option}={path}: no such folder", param=option)
+
+
+def write_json(path: Path, result: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Writes strict JSON (no NaN); raises ConfigError where the file cannot be written."""
     try:
         path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")

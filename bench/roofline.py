@@ -1,0 +1,107 @@
+"""The machine's bounds, measured in this process by short loops: copy bandwidth and multiply-adds per second. Knows no kernel.
+
+    bound = the larger of bytes / bandwidth and multiply-adds / rate of the arithmetic that does them
+    share = bound / measured time
+
+Bandwidth counts bytes read and written of a torch copy between buffers several times the last-level cache: the highest rate
+at which this machine moves bytes with the given threads that plain torch shows.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+DEFAULT_CACHE_BYTES = 32 * 1024 * 1024
+BUFFERS_PER_CACHE = 8
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+LEAST_REPEATS = 5
+SECONDS_PER_LOOP = 0.4
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`rates`: multiply-adds per second by arithmetic, int8, bfloat16 and float32; None where it could not be measured."""
+
+    copy_bytes_per_second: float
+    rates: dict[str, float | None]
+    int8_source: str
+
+    def bound_seconds(self, num_bytes: float, multiply_adds: float, arithmetic: str) -> float:
+        rate = self.rates.get(arithmetic)
+        return max(num_bytes / self.copy_bytes_per_second, multiply_adds / rate if rate else 0.0)
+
+
+def measure_machine(device: str) -> Machine:
+    """About two seconds, with torch's current number of threads."""
+    int8, source = _int8_rate(device)
+    rates = {
+        "int8": int8,
+        "bfloat16": _matmul_rate(device, torch.bfloat16),
+        "float32": _matmul_rate(device, torch.float32),
+    }
+    return Machine(_copy_rate(device), rates, source)
+
+
+def cache_bytes(device: str) -> int:
+    """The last-level cache's size: the system's word on it, else DEFAULT_CACHE_BYTES."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [_parse_size(path) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max(sizes, default=0) or DEFAULT_CACHE_BYTES
+
+
+def _parse_size(path: Path) -> int:
+    try:
+        match = re.fullmatch(r"(\d+)([KM]?)", path.read_text(encoding="ascii").strip())
+    except OSError:
+        return 0
+    return int(match[1]) * {"": 1, "K": 1024, "M": 1024 * 1024}[match[2]] if match else 0
+
+
+def _copy_rate(device: str) -> float:
+    size = min(BUFFERS_PER_CACHE * cache_bytes(device), 1 << 30)
+    source = torch.ones(size, dtype=torch.uint8, device=device)  # written: an untouched buffer is one page of zeros
+    target = torch.ones_like(source)
+    return 2 * size / _best_seconds(lambda: target.copy_(source), device)
+
+
+def _matmul_rate(device: str, dtype: torch.dtype) -> float:
+    side = MATRIX_SIDE[device]
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    return float(side**3 / _best_seconds(lambda: a @ a, device))
+
+
+def _int8_rate(device: str) -> tuple[float | None, str]:
+    side = MATRIX_SIDE[device]
+    a = torch.ones(side, side, dtype=torch.int8, device=device)
+    try:
+        seconds = _best_seconds(lambda: torch._int_mm(a, a), device)
+    except (RuntimeError, AttributeError) as error:
+        return None, f"unavailable: {str(error).splitlines()[0]}"
+    return side**3 / seconds, "torch's int8 matrix product"
+
+
+def _best_seconds(run: Callable[[], object], device: str) -> float:
+    """The fastest of a few, since it is a bound that is looked for."""
+    run()
+    end = time.perf_counter() + SECONDS_PER_LOOP
+    times = [_seconds(run, device) for _ in range(LEAST_REPEATS)]
+    while time.perf_counter() < end:
+        times.append(_seconds(run, device))
+    return min(times)
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
