@@ -19,6 +19,7 @@ from torch import Tensor
 import hack_kernels
 from bench.kernel_baselines import fastest
 from bench.kernel_cases import DTYPE, Case, Inputs
+from bench.roofline import Work
 
 ON_PAGES = ("ours", "reference", "fused_dequant")
 DENSE = ("sdpa_f32", "sdpa_bf16", "folded_f32", "folded_bf16", "matmul_bf16")
@@ -30,15 +31,12 @@ DENSE_BYTES = {"cpu": GIB, "cuda": 16 * GIB}
 
 @dataclass(frozen=True)
 class Implementation:
-    """`run` returns the output; `note` says which variant it is. Bytes are those of K and V, or of pages and residual."""
+    """`run` returns the output; `note` says which variant it is. Bytes read are those of K and V, or of pages and residual."""
 
     name: str
     run: Callable[[], Tensor]
     note: str
-    bytes_read: int
-    bytes_written: int
-    multiply_adds: int
-    arithmetic: str
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Builder:
         floats = "float32" if self._device == "cpu" else "bfloat16"
         arithmetic = floats if name == "fused_dequant" or case.fmt.raw else "int8"
         note = _backend_note(name, self._device)
-        return Implementation(name, call, note, pages + exact, 0, _multiply_adds(case), arithmetic)
+        return Implementation(name, call, note, Work(pages + exact, 0, _multiply_adds(case), arithmetic))
 
     def _on_dense(self, name: str) -> Implementation | Absent:
         case = self._inputs.case
@@ -94,7 +92,8 @@ class Builder:
         )
         out = run if case.op == "prefill" else lambda: run().squeeze(2)
         read = 2 * case.batch * case.kv_heads * case.tokens * case.head_dim * dtype.itemsize
-        return Implementation(name, out, note, read, 0, _multiply_adds(case), str(dtype).removeprefix("torch."))
+        work = Work(read, 0, _multiply_adds(case), str(dtype).removeprefix("torch."))
+        return Implementation(name, out, note, work)
 
     def _queries(self) -> Tensor:
         """[batch, heads, rows, head_dim]; a chunk is the same for every sequence."""
@@ -109,7 +108,8 @@ def build_closing(name: str, case: Case, k: Tensor, v: Tensor, device: str) -> I
     out = torch.empty(*k.shape[:2], case.fmt.page_bytes, dtype=torch.uint8, device=device)
     close = hack_kernels.close_pages if name == "ours" else _reference("close_pages")
     run = partial(close, case.fmt, k, v, out)
-    return Implementation(name, run, _backend_note(name, device), 2 * k.nbytes, out.nbytes, 0, "float32")
+    work = Work(2 * k.nbytes, out.nbytes, 0, "float32")
+    return Implementation(name, run, _backend_note(name, device), work)
 
 
 def _find(name: str, case: Case) -> Callable[..., Tensor] | Absent:

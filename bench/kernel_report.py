@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("", "median ms", "p20-p80", "GB/s", "bound", "error", "/ ours")
+COLUMNS = ("", "median ms", "p20-p80", "GB/s", "bound", "error", "/ours")
 RATIOS = ("sdpa_f32", "matmul_bf16", "fused_dequant")
 PLACE = ("op", "format", "context", "batch")
 
@@ -41,12 +41,16 @@ def _figures(record: dict[str, Any], ours: float | None) -> tuple[str, ...]:
     median = record["median_seconds"]
     return (
         f"{median * 1e3:,.3f}",
-        f"{record['p20_seconds'] * 1e3:.3g}-{record['p80_seconds'] * 1e3:.3g}",
+        f"{_short(record['p20_seconds'] * 1e3)}-{_short(record['p80_seconds'] * 1e3)}",
         f"{record['bytes_read'] / median / 1e9:,.1f}",
         f"{record['roofline_share']:.0%}",
         f"{record['max_error']:.1e}",
         f"{median / ours:,.2f}" if ours else "-",
     )
+
+
+def _short(x: float) -> str:
+    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def ratios(records: list[dict[str, Any]]) -> list[tuple[tuple[Any, ...], dict[str, float]]]:

@@ -18,10 +18,10 @@ import hack_kernels
 from bench.kernel_cases import DTYPE, Case, make_blocks, make_cases, make_inputs
 from bench.kernel_errors import closing_error, expect
 from bench.kernel_impls import DEFAULT_NAMES, GIB, NAMES, Absent, Builder, Implementation, build_closing
-from bench.kernel_timing import Clock, make_clock, time_interleaved
+from bench.kernel_timing import Clock, Spread, make_clock, time_interleaved
 from bench.machine import describe_machine
 from bench.progress import progress
-from bench.roofline import Machine, measure_machine
+from bench.roofline import Machine, Work, measure_machine
 from hack_kernels.page_format import PageFormat
 from packhorse.errors import ConfigError
 
@@ -118,17 +118,22 @@ def run_kernels(options: KernelOptions, clock: Clock | None = None) -> dict[str,
 
 
 def _run(options: KernelOptions, clock: Clock | None) -> dict[str, Any]:
-    machine, clock = measure_machine(options.device), clock or make_clock(options.device)
-    cases, outcomes = options.cases(), []
+    start, clock = measure_machine(options.device), clock or make_clock(options.device)
+    cases = options.cases()
+    measured: list[Measured] = []
+    absent: list[dict[str, Any]] = []
     with progress("cases", len(cases)) as view, torch.inference_mode():
         for case in cases:
-            outcomes.append(_measure(case, options, machine, clock))
+            built, error_of = (_closing if case.op == "close_pages" else _attention)(case, options)
+            measured += _measure(case, [x for x in built if isinstance(x, Implementation)], error_of, options, clock)
+            absent += [_place(case) | {"impl": x.name, "reason": x.reason} for x in built if isinstance(x, Absent)]
             view.advance(f"{case.op} {case.format} {case.context}x{case.batch}")
+    machine = start.best(measure_machine(options.device))
     backend = hack_kernels.choose(options.device)
     return {
-        "records": [record for outcome in outcomes for record in outcome["records"]],
-        "absent": [absent for outcome in outcomes for absent in outcome["absent"]],
-        "notes": [note for outcome in outcomes for note in outcome["notes"]],
+        "records": [_record(x, options.device, machine) for x in measured],
+        "absent": absent,
+        "notes": [_place(x.case) | {"impl": x.name, "note": x.note} for x in measured],
         "copy_bytes_per_second": machine.copy_bytes_per_second,
         "multiply_adds_per_second": machine.rates,
         "int8_source": machine.int8_source,
@@ -138,26 +143,44 @@ def _run(options: KernelOptions, clock: Clock | None) -> dict[str, Any]:
     }
 
 
-def _measure(case: Case, options: KernelOptions, machine: Machine, clock: Clock) -> dict[str, Any]:
-    built, error_of = (_closing if case.op == "close_pages" else _attention)(case, options)
-    found = {x.name: x for x in built if isinstance(x, Implementation)}
-    errors = {name: error_of(x) for name, x in found.items()}  # also the warm-up
-    runs = {name: x.run for name, x in found.items()}
-    times = time_interleaved(runs, clock, options.repeats, options.seed, BUDGET_SECONDS)
-    place = _place(case)
-    records = []
-    for name, x in found.items():
-        bound = machine.bound_seconds(x.bytes_read + x.bytes_written, x.multiply_adds, x.arithmetic)
-        figures = (times[name].median, times[name].p20, times[name].p80, x.bytes_read, bound / times[name].median)
-        where = (options.device, case.op, name, *place.values(), torch.get_num_threads())
-        records.append(dict(zip(RECORD_KEYS, (*where, *figures, errors[name]), strict=True)))
-    return {
-        "records": records,
-        "absent": [
-            {"op": case.op, "impl": x.name, **place, "reason": x.reason} for x in built if isinstance(x, Absent)
-        ],
-        "notes": [{"op": case.op, "impl": x.name, **place, "note": x.note} for x in found.values()],
+@dataclass(frozen=True)
+class Measured:
+    """One implementation on one case; what it holds of the implementation is no tensor, so that the case's memory goes."""
+
+    case: Case
+    name: str
+    note: str
+    work: Work
+    times: Spread
+    max_error: float
+
+
+def _measure(
+    case: Case,
+    found: list[Implementation],
+    error_of: Callable[[Implementation], float],
+    options: KernelOptions,
+    clock: Clock,
+) -> list[Measured]:
+    errors = {x.name: error_of(x) for x in found}  # also the warm-up
+    times = time_interleaved({x.name: x.run for x in found}, clock, options.repeats, options.seed, BUDGET_SECONDS)
+    return [Measured(case, x.name, x.note, x.work, times[x.name], errors[x.name]) for x in found]
+
+
+def _record(x: Measured, device: str, machine: Machine) -> dict[str, Any]:
+    record = {
+        "device": device,
+        "impl": x.name,
+        **_place(x.case),
+        "threads": torch.get_num_threads(),
+        "median_seconds": x.times.median,
+        "p20_seconds": x.times.p20,
+        "p80_seconds": x.times.p80,
+        "bytes_read": x.work.bytes_read,
+        "roofline_share": machine.bound_seconds(x.work) / x.times.median,
+        "max_error": x.max_error,
     }
+    return {key: record[key] for key in RECORD_KEYS}
 
 
 def _attention(
@@ -180,6 +203,7 @@ def _closing(
 
 def _place(case: Case) -> dict[str, Any]:
     return {
+        "op": case.op,
         "format": case.format,
         "context": case.context,
         "batch": case.batch,

@@ -25,6 +25,16 @@ SECONDS_PER_LOOP = 0.4
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one call has to do: `arithmetic` is a key of Machine.rates."""
+
+    bytes_read: int
+    bytes_written: int
+    multiply_adds: int
+    arithmetic: str
+
+
+@dataclass(frozen=True)
 class Machine:
     """`rates`: multiply-adds per second by arithmetic, int8, bfloat16 and float32; None where it could not be measured."""
 
@@ -32,9 +42,16 @@ class Machine:
     rates: dict[str, float | None]
     int8_source: str
 
-    def bound_seconds(self, num_bytes: float, multiply_adds: float, arithmetic: str) -> float:
-        rate = self.rates.get(arithmetic)
-        return max(num_bytes / self.copy_bytes_per_second, multiply_adds / rate if rate else 0.0)
+    def bound_seconds(self, work: Work) -> float:
+        rate = self.rates.get(work.arithmetic)
+        moving = (work.bytes_read + work.bytes_written) / self.copy_bytes_per_second
+        return max(moving, work.multiply_adds / rate if rate else 0.0)
+
+    def best(self, other: Machine) -> Machine:
+        """The higher of each rate: it is a bound that is looked for, and another process may have disturbed one measurement."""
+        rates = {name: max(rate or 0.0, other.rates[name] or 0.0) or None for name, rate in self.rates.items()}
+        copy = max(self.copy_bytes_per_second, other.copy_bytes_per_second)
+        return Machine(copy, rates, self.int8_source if self.rates["int8"] else other.int8_source)
 
 
 def measure_machine(device: str) -> Machine:

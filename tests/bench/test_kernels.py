@@ -16,7 +16,7 @@ from bench.kernel_errors import closing_error, expect
 from bench.kernel_impls import DENSE, NAMES, Absent, Builder, Implementation
 from bench.kernel_report import print_kernels, ratios
 from bench.kernels import RECORD_KEYS, KernelOptions, run_kernels
-from bench.roofline import Machine
+from bench.roofline import Machine, Work
 from packhorse.errors import ConfigError
 
 TINY = {"heads": 4, "kv_heads": 2, "head_dim": 64, "chunk": 16}
@@ -138,9 +138,9 @@ def test_bytes_count_what_is_read():
     builder = Builder(make_inputs(case, "cpu", seed=0), "cpu")
     ours, dense = builder.build("ours"), builder.build("sdpa_bf16")
     pages = case.pages_per_sequence * case.kv_heads * case.fmt.page_bytes
-    assert ours.bytes_read == pages + case.residual_tokens * 2 * case.kv_heads * case.head_dim * 2
-    assert dense.bytes_read == 300 * 2 * case.kv_heads * case.head_dim * 2
-    assert ours.multiply_adds == dense.multiply_adds == 2 * case.heads * 300 * case.head_dim
+    assert ours.work.bytes_read == pages + case.residual_tokens * 2 * case.kv_heads * case.head_dim * 2
+    assert dense.work.bytes_read == 300 * 2 * case.kv_heads * case.head_dim * 2
+    assert ours.work.multiply_adds == dense.work.multiply_adds == 2 * case.heads * 300 * case.head_dim
 
 
 def test_a_baseline_that_needs_too_much_memory_is_absent(monkeypatch):
@@ -197,9 +197,17 @@ def test_a_device_that_is_missing_is_named():
 
 def test_the_bound_is_the_larger_of_bytes_and_multiply_adds():
     machine = Machine(2e9, {"int8": 1e9, "float32": None}, "a test")
-    assert machine.bound_seconds(2e9, 0.5e9, "int8") == 1.0
-    assert machine.bound_seconds(2e9, 3e9, "int8") == 3.0
-    assert machine.bound_seconds(2e9, 3e9, "float32") == 1.0  # no rate: bytes alone
+    assert machine.bound_seconds(Work(2 * 10**9, 0, 10**8, "int8")) == 1.0
+    assert machine.bound_seconds(Work(10**9, 3 * 10**9, 10**8, "int8")) == 2.0
+    assert machine.bound_seconds(Work(10**9, 0, 3 * 10**9, "int8")) == 3.0
+    assert machine.bound_seconds(Work(2 * 10**9, 0, 3 * 10**9, "float32")) == 1.0  # no rate: bytes alone
+
+
+def test_of_two_measurements_of_the_machine_the_best_counts():
+    disturbed = Machine(1e9, {"int8": None, "float32": 5e9}, "unavailable")
+    assert disturbed.best(Machine(2e9, {"int8": 3e9, "float32": 4e9}, "a test")) == Machine(
+        2e9, {"int8": 3e9, "float32": 5e9}, "a test"
+    )
 
 
 def test_threads_are_given_back(measured):
