@@ -1,13 +1,13 @@
 """The simulator: discrete events around the live scheduler objects."""
 
-from .cluster import A100_COST, CLUSTERS, LLAMA_8B, ModelSize, SimCluster, SimWorkerSpec, a100_cluster
+from .cluster import ModelSize, SimCluster, SimWorkerSpec
+from .machines import CLUSTERS, LLAMA_8B, a100_cluster, model_size, planned_cluster
 from .records import CANCELLED, DONE, FAILED, Figures, Records, Slo, summarize
 from .saturation import saturation_rate
 from .simulation import GATEWAY, Simulation, patient_config
 from .workload import Arrivals, Failure, Workload
 
 __all__ = [
-    "A100_COST",
     "CANCELLED",
     "CLUSTERS",
     "DONE",
@@ -25,7 +25,9 @@ __all__ = [
     "Slo",
     "Workload",
     "a100_cluster",
+    "model_size",
     "patient_config",
+    "planned_cluster",
     "saturation_rate",
     "summarize",
 ]

@@ -1,18 +1,13 @@
-"""The described cluster that a simulation runs on: workers with their cost coefficients, memory and network.
-
-The built-in one is a pair of A100-SXM4-80GB for an 8B model of Llama 3's shape in 16 bits; docs/scheduling.md derives its constants.
-"""
+"""The cluster that a simulation runs on: workers with their cost coefficients, memory and network. Knows nothing of kinds of GPUs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from packhorse.errors import ConfigError
 from scheduler.cost import WorkerPrior
 from scheduler.pages import KV_FORMATS, PAGE_TOKENS, SINK_TOKENS, page_bytes
 from transport.messages import KVLayout, Role
-
-GIGABIT_BYTES = 1e9 / 8
 
 
 @dataclass(frozen=True)
@@ -23,7 +18,6 @@ class ModelSize:
     layers: int
     kv_heads: int
     head_dim: int
-    weight_bytes: int
     max_context_tokens: int
 
     def layout(self, kv_format: str) -> KVLayout:
@@ -53,7 +47,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class SimWorkerSpec:
-    """One worker. `cost.prefill` counts on prefill workers, `cost.decode` on decode workers; `cost.transfer` is not used here.
+    """One worker. `cost.prefill` counts on prefill workers, `cost.decode` on decode workers; of `cost.transfer` only the latency.
 
     `kv_memory_bytes` holds a decode worker's pages and residual buffers.
     """
@@ -63,9 +57,8 @@ class SimWorkerSpec:
     cost: WorkerPrior
     max_jobs: int
     kv_memory_bytes: int = 0
-    network_bytes_per_second: float = 25 * GIGABIT_BYTES
-    host_bytes_per_second: float = 20e9
-    chunk_tokens: int = 2048
+    network_bytes_per_second: float = 1e10
+    chunk_tokens: int = 512
 
     def capacity_pages(self, model: ModelSize, kv_format: str) -> int:
         """Pages in the pool. Raises ConfigError when the residual buffers leave room for none."""
@@ -92,35 +85,3 @@ class SimCluster:
     def max_jobs(self) -> int:
         """Jobs that all workers hold at once."""
         return sum(worker.max_jobs for worker in self.workers)
-
-
-LLAMA_8B = ModelSize(
-    "8B (Llama 3's shape)", layers=32, kv_heads=8, head_dim=128, weight_bytes=16_060_000_000, max_context_tokens=131_072
-)
-# Derived in docs/scheduling.md from the data sheet (312 TFLOP/s, 2,039 GB/s) and the shares that engines commonly reach.
-A100_COST = WorkerPrior(
-    prefill=(9.8e-3, 9.4e-5, 2.1e-9),
-    decode=(1.3e-2, 7.1e-8, 5.0e-5),
-    transfer=(1e-3, 1 / (25 * GIGABIT_BYTES)),
-)
-_A100_80GB, _A100_40GB = 80_000_000_000, 40_000_000_000
-_USED, _RESERVE = 0.9, 2_000_000_000
-MAX_BATCH = 32  # the decode worker's own default
-
-
-def a100_cluster(
-    prefill: int = 1, decode: int = 1, memory_bytes: int = _A100_80GB, max_batch: int = MAX_BATCH
-) -> SimCluster:
-    """`prefill` and `decode` workers of one A100 each, all alike."""
-    kv_memory = int(memory_bytes * _USED) - _RESERVE - LLAMA_8B.weight_bytes
-    base = SimWorkerSpec("", "prefill", A100_COST, max_jobs=16)
-    workers = [replace(base, worker_id=f"prefill-{i}") for i in range(prefill)]
-    one = replace(base, role="decode", max_jobs=max_batch, kv_memory_bytes=kv_memory)
-    workers += [replace(one, worker_id=f"decode-{i}") for i in range(decode)]
-    return SimCluster(f"{prefill}+{decode} A100-{memory_bytes // 10**9}GB", LLAMA_8B, tuple(workers))
-
-
-CLUSTERS = {
-    "a100": lambda: a100_cluster(),
-    "a100-40gb": lambda: a100_cluster(memory_bytes=_A100_40GB),
-}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from packhorse.errors import ConfigError
 from scheduler.cost import WorkerPrior
-from scheduler.simulator import CLUSTERS, LLAMA_8B, Arrivals, Simulation, Slo, Workload, saturation_rate, summarize
+from scheduler.simulator import Arrivals, Simulation, Slo, Workload, saturation_rate, summarize
 from tests.scheduler.simulator.worlds import cluster, poisson
 
 COST = WorkerPrior(prefill=(1e-5, 0.0, 0.0), decode=(1e-2, 0.0, 1e-3), transfer=(0.0, 0.0))
@@ -34,14 +33,3 @@ def test_the_queue_grows_above_it_alone() -> None:
         for share in (0.6, 1.4)
     ]
     assert waits[0] < 1.0 < 10.0 < waits[1]
-
-
-def test_the_built_in_clusters_hold_what_they_should() -> None:
-    for name in CLUSTERS:
-        described = CLUSTERS[name]()
-        decode = described.of_role("decode")[0]
-        raw, packed = (decode.capacity_pages(LLAMA_8B, kv_format) for kv_format in ("raw", "k2v2"))
-        assert raw > 1000
-        assert 5 < packed / raw < 8
-    with pytest.raises(ConfigError, match="k3v3"):
-        LLAMA_8B.layout("k3v3")

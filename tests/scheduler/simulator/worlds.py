@@ -8,7 +8,7 @@ from typing import Any
 from scheduler.cost import WorkerPrior
 from scheduler.simulator import Arrivals, ModelSize, SimCluster, Simulation, SimWorkerSpec, Workload
 
-SMALL_MODEL = ModelSize("small", layers=4, kv_heads=1, head_dim=64, weight_bytes=1_000_000, max_context_tokens=4096)
+SMALL_MODEL = ModelSize("small", layers=4, kv_heads=1, head_dim=64, max_context_tokens=4096)
 COST = WorkerPrior(prefill=(1e-3, 1e-5, 1e-9), decode=(1e-2, 1e-7, 1e-4), transfer=(1e-4, 1e-9))
 
 
