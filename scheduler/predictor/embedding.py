@@ -1,0 +1,81 @@
+"""What makes a vector of a prompt for the store: a sketch of its weighted n-grams, or a sentence-embedding model by option.
+
+The sketch is ours: n-grams count by the weight that the regressor gives them, so that prompts are near to each other when they share
+what decides the length. Plain TF-IDF finds prompts on one topic instead, and predicts far worse.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from packhorse.errors import ConfigError
+
+from .base import JobFeatures
+from .features import COLUMNS, Rows, mix
+
+DIMS = 256
+COPIES = 4  # of every column in the sketch, each with a sign of its own
+LEAST_WEIGHT = 0.01
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Sketch:
+    """A sparse random projection (Kane and Nelson, 2014): cosines in [DIMS] approximate those of the rows."""
+
+    def __init__(self, dims: int = DIMS) -> None:
+        self.dims = dims
+        numbers = np.arange(COLUMNS * COPIES, dtype=np.uint64).reshape(COLUMNS, COPIES)
+        hashed = mix(numbers + np.uint64(0x5EED))
+        self._place = (hashed % np.uint64(dims)).astype(np.int16)  # [COLUMNS, COPIES]
+        self._sign = np.where(hashed >> np.uint64(63), 1, -1).astype(np.int8)
+
+    def vectors(self, rows: Rows, weights: npt.NDArray[np.float32]) -> Vectors:
+        """[rows, dims], of norm 1. weights: [COLUMNS], the regressor's."""
+        values = rows.values * (np.abs(weights[rows.columns]) + np.float32(LEAST_WEIGHT))
+        spread = values[:, None] * self._sign[rows.columns]
+        places = self._place[rows.columns] + (rows.row_numbers * self.dims)[:, None]
+        flat = np.bincount(places.ravel(), weights=spread.ravel(), minlength=len(rows) * self.dims)
+        vectors = flat.reshape(len(rows), self.dims).astype(np.float32)
+        norms = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+        normed: Vectors = vectors / np.maximum(norms, np.float32(1e-12))
+        return normed
+
+
+class SentenceModel:
+    """Sentence embeddings by the sentence-transformers package (an option; it loads torch and may download the model).
+
+    Jobs need `text`, or `decode` to make it from token ids. Raises ConfigError where the package, the model or the text is missing.
+    """
+
+    def __init__(self, model: str, decode: Callable[[Sequence[int]], str] | None = None) -> None:
+        self._decode = decode
+        try:
+            package = importlib.import_module("sentence_transformers")
+        except ImportError as error:
+            raise ConfigError(
+                f"embedding={model}: needs the package sentence-transformers, which is not installed; "
+                "without the option prompts are embedded by hashed n-grams"
+            ) from error
+        try:
+            self._model: Any = package.SentenceTransformer(model)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"embedding={model}: cannot be loaded: {error}") from error
+        self.dims = int(self._model.get_sentence_embedding_dimension())
+
+    def vectors(self, jobs: Sequence[JobFeatures]) -> Vectors:
+        """[jobs, dims], of norm 1."""
+        embedded = self._model.encode([self._text(job) for job in jobs], normalize_embeddings=True)
+        return np.asarray(embedded, np.float32)
+
+    def _text(self, job: JobFeatures) -> str:
+        if job.text is not None:
+            return job.text
+        if self._decode is None:
+            raise ConfigError("embedding: a sentence model needs the text of the prompt, or a way to decode its tokens")
+        return self._decode(job.prompt)

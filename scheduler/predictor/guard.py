@@ -1,0 +1,72 @@
+"""Makes any predictor safe to follow: finite, ordered, within 1 and max_tokens, whatever it does. How wrong it is, is not judged here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from .base import JobFeatures, Observation, Prediction, Predictor, State
+from .percentile import Percentile
+
+log = logging.getLogger(__name__)
+
+_FAULTS = (ArithmeticError, ValueError, IndexError, TypeError)
+
+
+class Guarded(Predictor):
+    """`inner`, with recent traffic's quantiles in its place where it fails or says what is no number.
+
+    `replaced` and `clamped` count predictions, `failed` batches that could not be learned from.
+    """
+
+    def __init__(self, inner: Predictor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.fallback = Percentile()
+        self.replaced = self.clamped = self.failed = 0
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.inner.name
+
+    def predict(self, job: JobFeatures) -> Prediction:
+        try:
+            said = self.inner.predict(job)
+            finite = math.isfinite(said.score) and math.isfinite(said.mean) and all(map(math.isfinite, said.lengths))
+        except _FAULTS as error:
+            self._complain("predict", error)
+            finite = False
+        if not finite:
+            self.replaced += 1
+            return self.fallback.predict(job)
+        return self._within(said, job.max_tokens)
+
+    def _within(self, said: Prediction, max_tokens: int) -> Prediction:
+        lengths = tuple(sorted(min(max(length, 1.0), float(max_tokens)) for length in said.lengths))
+        mean = min(max(said.mean, lengths[0]), lengths[-1]) if not 1 <= said.mean <= max_tokens else said.mean
+        if lengths == said.lengths and mean == said.mean:
+            return said
+        self.clamped += 1
+        return Prediction(lengths, mean, said.score, said.source)
+
+    def learn_batch(self, batch: Sequence[Observation]) -> None:
+        self.fallback.learn_batch(batch)
+        try:
+            self.inner.learn_batch(batch)
+        except _FAULTS as error:
+            self.failed += 1
+            self._complain("learn", error)
+
+    def _complain(self, what: str, error: Exception) -> None:
+        if self.replaced + self.failed <= 1:
+            log.error("predictor %s cannot %s; recent traffic stands in: %r", self.name, what, error)
+
+    def state(self) -> State:
+        return self.inner.state()
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.inner.restore(state)

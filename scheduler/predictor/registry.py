@@ -1,0 +1,50 @@
+"""Predictors by name, each behind the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from packhorse.errors import ConfigError
+
+from .base import Predictor
+from .embedding import SentenceModel
+from .guard import Guarded
+from .learned import Learned
+from .oracle import NoPredictor, Oracle
+from .percentile import Percentile
+from .rank import Ranker
+from .regressor import Regressor
+from .retrieval import Retrieval
+from .store import CAPACITY
+
+PREDICTORS = ("none", "percentile", "regressor", "rank", "retrieval", "learned", "oracle")
+
+
+def make_predictor(
+    name: str, seed: int = 0, *, path: Path | None = None, capacity: int = CAPACITY, embedding: str | None = None
+) -> Guarded:
+    """The predictor `name`, as it was saved at `path` where given.
+
+    `capacity` bounds the prompts that retrieval and learned store; `embedding` names a sentence-transformers model for them.
+    Raises ConfigError for an unknown name, a file that does not fit, or an embedding that cannot be had.
+    """
+    if embedding is not None and name not in ("retrieval", "learned"):
+        raise ConfigError(
+            f"embedding={embedding}: predictor {name} embeds nothing; retrieval and learned do", param="embedding"
+        )
+    makers: dict[str, Callable[[], Predictor]] = {
+        "none": NoPredictor,
+        "percentile": Percentile,
+        "regressor": lambda: Regressor(seed),
+        "rank": lambda: Ranker(seed),
+        "retrieval": lambda: Retrieval(seed, capacity, SentenceModel(embedding) if embedding else None),
+        "learned": lambda: Learned(seed, capacity, SentenceModel(embedding) if embedding else None),
+        "oracle": Oracle,
+    }
+    if name not in makers:
+        raise ConfigError(f"predictor={name!r} is not one of {', '.join(PREDICTORS)}", param="predictor")
+    predictor = Guarded(makers[name]())
+    if path is not None:
+        predictor.load(path)
+    return predictor
