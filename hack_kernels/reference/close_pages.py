@@ -29,7 +29,7 @@ from hack_kernels.page_format import PageFormat
 from .codes import pack_k_codes, pack_v_codes, unpack_k_codes, unpack_v_codes
 from .scales import decode_scale, encode_scale
 
-CLIP = {2: 0.88, 4: 1.0, 8: 1.04}
+CLIP = {2: 0.86, 4: 1.0, 8: 1.04}
 MAX_ZERO = 127
 ZERO_HEADROOM = 118  # times 17/16, by which a scale may have been rounded down, is below MAX_ZERO
 

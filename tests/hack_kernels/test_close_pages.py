@@ -99,7 +99,7 @@ def test_a_page_by_hand() -> None:
     fmt = PageFormat.parse("k4v2", 16, torch.float32)
     k, v = torch.zeros(1, 1, 64, 16), torch.zeros(1, 1, 64, 16)
     k[..., 3] = torch.arange(64) % 16 * 0.25 + 1.0  # 1 to 4.75: scale 0.25, middle 2.875, min 1
-    v[0, 0, 5] = torch.arange(16) % 4 * 1.0 - 3.0  # -3 to 0: 3 * 0.88 / 3 = 0.88 -> 0.875, middle -1.5
+    v[0, 0, 5] = torch.arange(16) % 4 * 1.0 - 3.0  # -3 to 0: 3 * 0.86 / 3 = 0.86 -> 0.875, middle -1.5
     pages = close_pages(fmt, k, v)
     assert decode_scale(fmt.view(pages, "k_scale"))[0, 0, 3] == 0.25
     assert fmt.view(pages, "k_min")[0, 0, 3] == 1
