@@ -23,6 +23,7 @@ from packhorse.config import (
 from packhorse.errors import ConfigError, PackhorseError
 from packhorse.launcher import ClusterConfig, DemoConfig
 from packhorse.options import config_command, variable
+from packhorse.plan import plan
 
 app = typer.Typer(
     name="packhorse",
@@ -65,6 +66,7 @@ app.command("up", help="Run everything on this machine: scheduler, gateway and w
 )
 for _name, (_model, _help) in COMPONENTS.items():
     app.command(_name, help=_help)(config_command(_model, functools.partial(_component, _name)))
+app.command("plan")(plan)
 app.command("demo", help="Start everything, stream two completions, stop.")(config_command(DemoConfig, _demo))
 
 

@@ -39,12 +39,12 @@ class PrefillRate:
 
 @dataclass(frozen=True)
 class DecodeRate:
-    """As PrefillRate. `batch` sequences per step of `step_seconds` in a pool of `pool_bytes`."""
+    """As PrefillRate. `batch` sequences per step of `step_seconds`; `page_bytes` is the room for pages beside their residuals."""
 
     rate: float
     batch: int
     step_seconds: float
-    pool_bytes: float
+    page_bytes: int
     limit: str
 
 
@@ -142,16 +142,17 @@ def ttft_quantile(instance: Instance, demand: Demand, rate: float, share: float)
 def decode_rate(instance: Instance, demand: Demand, kv_format: str, tpot_seconds: float | None) -> DecodeRate:
     assume, sizes, pool = instance.assume, PageSizes(instance.model, kv_format), instance.pool_bytes
     if instance.free_bytes <= 0:
-        return DecodeRate(0.0, 0, 0.0, pool, "the weights do not fit")
-    longest = float(sizes.held(np.array([demand.final_tokens.max()]))[0])
-    fitting = int(pool * assume.pool_fill / demand.mean_held_bytes(sizes))
-    if longest > pool or fitting < 1:
-        return DecodeRate(0.0, 0, 0.0, pool, "the longest sequence does not fit beside the weights")
+        return DecodeRate(0.0, 0, 0.0, 0, "the weights do not fit")
+    residual = sizes.held(np.zeros(1))[0]
+    longest = sizes.held(demand.final_tokens.max(keepdims=True))[0] - residual
+    fitting = int(min(pool * assume.pool_fill / demand.mean_held_bytes(sizes), (pool - longest) / residual))
+    if fitting < 1:
+        return DecodeRate(0.0, 0, 0.0, 0, "the longest sequence does not fit beside the weights")
     batches = np.arange(1.0, min(fitting, assume.max_batch) + 1)
     steps = instance.step_seconds(batches, batches * demand.mean_context, kv_format)
     within = steps if tpot_seconds is None else steps[steps <= tpot_seconds]
     if not len(within):
-        return DecodeRate(0.0, 0, float(steps[0]), pool, "a step of one sequence takes longer than the TPOT limit")
+        return DecodeRate(0.0, 0, float(steps[0]), 0, "a step of one sequence takes longer than the TPOT limit")
     batch, step = len(within), float(within[-1])
     limit = "TPOT" if batch < len(batches) else "memory" if batch < assume.max_batch else "the largest batch"
-    return DecodeRate(batch / (demand.decoded_tokens * step), batch, step, pool, limit)
+    return DecodeRate(batch / (demand.decoded_tokens * step), batch, step, int(pool - batch * residual), limit)

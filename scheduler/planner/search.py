@@ -119,15 +119,17 @@ def search(
 
 def _plans(cluster: Cluster, problem: Problem) -> list[Plan]:
     """The best plan and the runner-up in one format. Where transfers add too much to TPOT, decode steps get less of it."""
+    limit, plans = problem.slo.tpot_seconds, _solve(cluster, problem)
+    if limit is None:
+        return plans
     for _ in range(_TIGHTENINGS):
-        plans = _solve(cluster, problem)
-        limit, step_limit = problem.slo.tpot_seconds, problem.tpot_seconds
-        if limit is None or step_limit is None or plans[0].tpot_seconds <= limit:
-            return plans
-        left = step_limit - (plans[0].tpot_seconds - limit)
-        if left <= 0:
+        if plans[0].tpot_seconds <= limit:
+            return [plan for plan in plans if plan.tpot_seconds <= limit]
+        left = limit - plans[0].exposed_seconds / problem.demand.decoded_tokens
+        try:
+            plans = _solve(cluster, replace(problem, tpot_seconds=left))
+        except ConfigError:
             break
-        problem = replace(problem, tpot_seconds=left)
     raise ConfigError(
         f"transfers add {plans[0].exposed_seconds:.3g} s after token 1, too much for the TPOT limit of {limit:g} s"
     )

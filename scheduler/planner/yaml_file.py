@@ -33,21 +33,23 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def _refuse_double_keys(node: yaml.Node | None) -> None:
-    """YAML would quietly keep the last of two equal keys."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_double_keys(item)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+def _refuse_double_keys(root: yaml.Node | None) -> None:
+    """YAML would quietly keep the last of two equal keys. Every node is looked at once, however often it is referred to."""
+    waiting, known = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in known or not isinstance(node, yaml.CollectionNode):
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        keys: set[str] = set()
         for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-            _refuse_double_keys(value)
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+            waiting.append(value)
 
 
 def read_model(path: Path, kind: type[AnyModel]) -> AnyModel:
