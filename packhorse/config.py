@@ -35,11 +35,12 @@ class ProcessConfig(BaseModel):
 
 
 class SchedulerConfig(ProcessConfig):
-    """Deadlines are per job state: no job stays in one longer than that."""
+    """Deadlines are per job state: no job stays in one longer than that. SchedulerCore checks the names against its registries."""
 
     bind: str = DEFAULT_CONTROL
-    policy: Literal["fcfs"] = "fcfs"
-    placement: Literal["least-loaded"] = "least-loaded"
+    policy: str = "fcfs"
+    placement: str = "least-loaded"
+    predictor: str = Field(default="none", description="what predicts output lengths, or none")
     max_queue: int = Field(default=1024, ge=1)
     queue_seconds: float = Field(default=120.0, gt=0)
     reserve_seconds: float = Field(default=10.0, gt=0)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from packhorse.config import SchedulerConfig
 from packhorse.errors import (
@@ -23,6 +23,7 @@ from packhorse.errors import (
     WorkerLostError,
 )
 from scheduler.admission import check_admission
+from scheduler.cost import CostModel
 from scheduler.jobs import CANCELLED, DONE, JobState, Outcome, StateSeconds, TrackedJob, failed
 from scheduler.pages import pages_needed
 from scheduler.placement import PLACEMENTS
@@ -58,6 +59,7 @@ from transport.messages import (
 log = logging.getLogger(__name__)
 
 Outgoing = tuple[bytes, Model]
+Entry = TypeVar("Entry")
 
 
 class SchedulerCore:
@@ -69,9 +71,10 @@ class SchedulerCore:
     def __init__(self, config: SchedulerConfig, epoch: str) -> None:
         self.config, self.epoch = config, epoch
         self.workers = Workers()
+        self.cost = CostModel()
         self.jobs: dict[str, TrackedJob] = {}
-        self.policy = POLICIES[config.policy]()
-        self.placement = PLACEMENTS[config.placement]()
+        self.policy = _registered("policy", config.policy, POLICIES)()
+        self.placement = _registered("placement", config.placement, PLACEMENTS)(self.cost)
         self.totals: Counter[str] = Counter()
         self._gateways: dict[bytes, float] = {}  # when each was last heard
         self._deadlines: list[tuple[float, str]] = []  # a heap; void where the job's deadline is another now
@@ -398,6 +401,13 @@ class SchedulerCore:
         self._place_heads(now)
         out, self._out = self._out, []
         return out
+
+
+def _registered(field: str, name: str, registry: Mapping[str, Entry]) -> Entry:
+    """Raises ConfigError that names what is allowed."""
+    if name not in registry:
+        raise ConfigError(f"{field}={name!r}: known are {', '.join(sorted(registry))}", param=field)
+    return registry[name]
 
 
 def _name(peer: bytes) -> str:

@@ -18,7 +18,7 @@ from enum import StrEnum
 from packhorse.errors import PackhorseError
 from scheduler.forecast import Forecast
 from scheduler.progress import Progress
-from transport.messages import Job, JobStats
+from transport.messages import Job, JobStats, Role
 
 
 class JobState(StrEnum):
@@ -81,7 +81,8 @@ class TrackedJob:
 
     `pages` is its reservation on a decode worker (0 without one). `holds` are the workers that may hold something of it; the
     value tells whether the worker has been told of the job, so that it must be asked to release it. `run_pages` are the device
-    pages that it needs to go on decoding; `forecast`, `progress` and `pause` are what policies judge by.
+    pages that it needs to go on decoding; `forecast`, `progress` and `pause` are what policies judge by; `context_tokens` is the
+    mean of its context over its predicted life.
     """
 
     job: Job
@@ -99,13 +100,14 @@ class TrackedJob:
     ended_by_prefill: bool = False
     stats: JobStats = field(default_factory=JobStats)
     forecast: Forecast = field(init=False)
+    context_tokens: int = field(init=False)
     progress: Progress = field(init=False)
     run_pages: int = field(init=False)
     pause: ToolPause | None = None
 
     def __post_init__(self) -> None:
         self.deadline = self.submitted_at + self.limits.queued
-        self.forecast = Forecast.unknown(self.job.sampling.max_tokens)
+        self.believe(Forecast.unknown(self.job.sampling.max_tokens))
         self.progress = Progress(self.submitted_at)
         self.run_pages = self.pages
 
@@ -127,10 +129,19 @@ class TrackedJob:
         """The longest that the sequence can become."""
         return self.prompt_tokens + self.job.sampling.max_tokens
 
+    def context_at(self, role: Role) -> int:
+        """Tokens that a worker of the role must be able to hold; at the prefill worker those are the prompt and token 1."""
+        return self.total_tokens if role == "decode" else self.prompt_tokens + 1
+
     @property
     def needs_decode(self) -> bool:
         """Whether it can outlive token 1, which the prefill worker samples."""
         return self.job.sampling.max_tokens > 1
+
+    def believe(self, forecast: Forecast) -> None:
+        """What is predicted before the job is queued. Later `forecast` may be refined, what workers are counted to hold may not."""
+        self.forecast = forecast
+        self.context_tokens = self.prompt_tokens + round(forecast.quantile(0.5) / 2)
 
     def place(self, prefill_worker: str, decode_worker: str, now: float) -> None:
         """The pair is chosen (`decode_worker` empty: none needed). The first of them to be told is told now."""

@@ -7,7 +7,8 @@ Knows nothing of job states or messages to send.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from packhorse.errors import ConfigError
@@ -15,17 +16,28 @@ from scheduler.jobs import TrackedJob
 from transport.messages import KVLayout, Role, WorkerInfo, WorkerLoad, WorkerStatus
 
 
+def _ignore(_: str) -> None:
+    """Nobody watches the worker."""
+
+
 @dataclass(eq=False)
 class Worker:
-    """One worker. `prompt_tokens` and `reserved_pages` are sums over `jobs`."""
+    """One worker. `prompt_tokens` to `reserved_pages` are sums over `jobs`; `changed` hears of every change of them."""
 
     info: WorkerInfo
     peer: bytes
     seen_at: float
     load: WorkerLoad = field(default_factory=WorkerLoad)
     jobs: dict[str, TrackedJob] = field(default_factory=dict)
+    changed: Callable[[str], None] = _ignore
     prompt_tokens: int = 0
+    prompt_squares: int = 0
+    context_tokens: int = 0
     reserved_pages: int = 0
+
+    @property
+    def free_pages(self) -> int:
+        return self.info.capacity_pages - self.reserved_pages
 
     @property
     def worker_id(self) -> str:
@@ -35,20 +47,17 @@ class Worker:
         """Takes a place for `job`, on a decode worker its pages too."""
         assert job.job_id not in self.jobs
         self.jobs[job.job_id] = job
-        self.prompt_tokens += job.prompt_tokens
-        self.reserved_pages += self._pages(job)
+        self._count(job, 1)
 
     def drop(self, job_id: str) -> None:
         """Frees what `hold` took; a job that is not here changes nothing."""
         job = self.jobs.pop(job_id, None)
         if job is not None:
-            self.prompt_tokens -= job.prompt_tokens
-            self.reserved_pages -= self._pages(job)
+            self._count(job, -1)
 
     def has_context_for(self, job: TrackedJob) -> bool:
-        """Whether the sequence fits the worker's context; at the prefill worker it is the prompt and token 1."""
-        tokens = job.total_tokens if self.info.role == "decode" else job.prompt_tokens + 1
-        return tokens <= self.info.max_context_tokens
+        """Whether the sequence fits the worker's context."""
+        return job.context_at(self.info.role) <= self.info.max_context_tokens
 
     def has_room_for(self, job: TrackedJob) -> bool:
         """Whether the job fits now."""
@@ -64,6 +73,13 @@ class Worker:
             heartbeat_age_seconds=max(0.0, now - self.seen_at),
         )
 
+    def _count(self, job: TrackedJob, sign: int) -> None:
+        self.prompt_tokens += sign * job.prompt_tokens
+        self.prompt_squares += sign * job.prompt_tokens**2
+        self.context_tokens += sign * job.context_tokens
+        self.reserved_pages += sign * self._pages(job)
+        self.changed(self.worker_id)
+
     def _pages(self, job: TrackedJob) -> int:
         return job.pages if self.info.role == "decode" else 0
 
@@ -73,6 +89,8 @@ class Workers:
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
+        self._sizes: Counter[tuple[Role, int, int]] = Counter()
+        self._watches: list[set[str]] = []
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
@@ -94,6 +112,20 @@ class Workers:
     def of_role(self, role: Role) -> list[Worker]:
         return [worker for worker in self._workers.values() if worker.info.role == role]
 
+    def sizes(self, role: Role) -> list[tuple[int, int]]:
+        """The different (max_context_tokens, capacity_pages) among the workers of a role; empty without any."""
+        return [(context, pages) for (of, context, pages), count in self._sizes.items() if of == role and count]
+
+    def watch(self) -> set[str]:
+        """A set that gets the id of every worker that is added, removed or changed; all that are here are in it. The caller empties it."""
+        watch = set(self._workers)
+        self._watches.append(watch)
+        return watch
+
+    def _changed(self, worker_id: str) -> None:
+        for watch in self._watches:
+            watch.add(worker_id)
+
     @property
     def layout(self) -> KVLayout | None:
         """What all registered workers share; None while there is none."""
@@ -114,15 +146,23 @@ class Workers:
         """Registers it, with nothing on it. Raises ConfigError as `check`."""
         self.check(info)
         assert info.worker_id not in self._workers
-        worker = self._workers[info.worker_id] = Worker(info, peer, now)
+        worker = self._workers[info.worker_id] = Worker(info, peer, now, changed=self._changed)
+        self._sizes[_size(info)] += 1
+        self._changed(info.worker_id)
         return worker
 
     def remove(self, worker_id: str) -> None:
-        del self._workers[worker_id]
+        worker = self._workers.pop(worker_id)
+        self._sizes[_size(worker.info)] -= 1
+        self._changed(worker_id)
 
     def silent(self, since: float) -> list[Worker]:
         """Those last heard before `since`."""
         return [worker for worker in self._workers.values() if worker.seen_at < since]
+
+
+def _size(info: WorkerInfo) -> tuple[Role, int, int]:
+    return info.role, info.max_context_tokens, info.capacity_pages
 
 
 def _differences(theirs: KVLayout, ours: KVLayout) -> str:

@@ -1,0 +1,91 @@
+"""Workers that can take one more job, sorted by a key within groups, and by free pages. Knows nothing of what the keys mean."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from operator import itemgetter
+
+from scheduler.jobs import TrackedJob
+from scheduler.workers import Worker
+
+Key = tuple[float, ...]
+Entry = tuple[Key, str, Worker]
+_order = itemgetter(0, 1)
+
+
+class Groups:
+    """`put` and `discard` take O(log n) comparisons (and move pointers in one list), whatever the number of workers."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[int, ...], list[Entry]] = {}
+        self._by_room: list[tuple[int, str, Worker]] = []  # most free pages first
+        self._placed: dict[str, tuple[tuple[int, ...], Key, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._placed)
+
+    def put(self, group: tuple[int, ...], key: Key, worker: Worker) -> None:
+        """Adds the worker, or moves it to where it belongs now."""
+        self.discard(worker.worker_id)
+        taken = -worker.free_pages
+        self._placed[worker.worker_id] = (group, key, taken)
+        insort(self._groups.setdefault(group, []), (key, worker.worker_id, worker), key=_order)
+        insort(self._by_room, (taken, worker.worker_id, worker), key=_order)
+
+    def discard(self, worker_id: str) -> None:
+        placed = self._placed.pop(worker_id, None)
+        if placed is None:
+            return
+        group, key, taken = placed
+        entries = self._groups[group]
+        del entries[bisect_left(entries, (key, worker_id), key=_order)]
+        if not entries:
+            del self._groups[group]
+        del self._by_room[bisect_left(self._by_room, (taken, worker_id), key=_order)]
+
+    def __iter__(self) -> Iterator[list[Entry]]:
+        return iter(self._groups.values())
+
+    def roomiest(self, job: TrackedJob) -> Worker | None:
+        """Of the workers that have room for `job`, the one with the most free pages."""
+        for taken, _, worker in self._by_room:
+            if worker.has_room_for(job):
+                return worker
+            if worker.info.role == "decode" and -taken < job.pages:
+                return None  # no other has more
+        return None
+
+    def best(self, job: TrackedJob, most: int, tries: int) -> list[Worker]:
+        """Up to `most` fitting workers of each group, among the first `tries` of its order; the roomiest where there is none of them."""
+        found: list[Worker] = []
+        for entries in self._groups.values():
+            count = 0
+            for _, _, worker in entries[:tries]:
+                if worker.has_room_for(job):
+                    found.append(worker)
+                    count += 1
+                    if count == most:
+                        break
+        if not found:
+            roomiest = self.roomiest(job)
+            return [] if roomiest is None else [roomiest]
+        return found
+
+    def first(self, job: TrackedJob) -> Worker | None:
+        """The fitting worker with the smallest key of all groups."""
+        if self.roomiest(job) is None:
+            return None
+        found = [
+            next((entry for entry in entries if entry[2].has_room_for(job)), None) for entries in self._groups.values()
+        ]
+        return min((entry for entry in found if entry is not None), key=_order)[2]
+
+    def after(self, worker_id: str, job: TrackedJob) -> Worker | None:
+        """The fitting worker whose id comes next after `worker_id`, in a circle; for one group in which all keys are equal."""
+        if self.roomiest(job) is None:
+            return None
+        (entries,) = self._groups.values()
+        start = bisect_left(entries, worker_id + "\0", key=itemgetter(1))
+        circle = (entries[(start + i) % len(entries)][2] for i in range(len(entries)))
+        return next(worker for worker in circle if worker.has_room_for(job))
