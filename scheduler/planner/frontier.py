@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 KEPT = 2  # plans: the best and the runner-up
-UNITS = 10**9  # flows are whole numbers of 1 / UNITS requests per second
-EQUAL = 10**4  # UNITS; sums that differ by less are equal: the order of rounding made the difference
+UNITS = 10**12  # flows are whole numbers; the largest sum that there could be is UNITS
+EQUAL = 10**4  # sums that differ by less are equal: the order of rounding made the difference
 
 
 class Choice(NamedTuple):
-    """Sums over the machines so far, in UNITS. `counts` holds (group, option, machines that take it)."""
+    """Sums over the machines so far, in whole numbers. `counts` holds (group, option, machines that take it)."""
 
     prefill: int
     decode: int
@@ -31,9 +31,10 @@ class Choice(NamedTuple):
 
 def best_choices(groups: Sequence[tuple[int, Sequence[tuple[float, float]]]]) -> list[Choice]:
     """The best choice and the runner-up. A group is (machines, flows of each option as (prefill, decode))."""
+    largest = sum(machines * max(map(max, flows)) for machines, flows in groups) or 1.0
     total = [Choice(0, 0)]
     for number, (machines, flows) in enumerate(groups):
-        whole = [(round(prefill * UNITS), round(decode * UNITS)) for prefill, decode in flows]
+        whole = [(round(p / largest * UNITS), round(d / largest * UNITS)) for p, d in flows]
         group = _group_choices(number, machines, whole)
         total = _keep(Choice(p + q, d + e, c + f) for p, d, c in total for q, e, f in group)
     return sorted(total, key=lambda choice: choice.order, reverse=True)[:KEPT]

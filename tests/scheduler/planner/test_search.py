@@ -22,7 +22,7 @@ from scheduler.planner import (
     render,
     search,
 )
-from scheduler.planner.frontier import UNITS, best_choices
+from scheduler.planner.frontier import Choice, best_choices
 from scheduler.planner.options import splits
 from scheduler.planner.rates import Demand, prefill_rate, ttft_quantile
 
@@ -58,8 +58,20 @@ def test_the_two_best_choices_are_those_of_brute_force(seed: int) -> None:
         )
         for _ in range(rng.randint(1, 3))
     ]
-    found = [choice.order[0] / UNITS for choice in best_choices(groups)]
+    found = [goodput(choice, groups) for choice in best_choices(groups)]
     assert found == pytest.approx(brute_force(groups)[:2], abs=1e-5)
+
+
+def goodput(choice: Choice, groups: list[tuple[int, list[tuple[float, float]]]]) -> float:
+    taken = [(count, groups[group][1][option]) for group, option, count in choice.counts]
+    assert sum(count for count, _ in taken) == sum(machines for machines, _ in groups)
+    return min(sum(count * flows[side] for count, flows in taken) for side in (0, 1))
+
+
+def test_small_flows_are_told_apart_as_large_ones_are() -> None:
+    for scale in (1e-9, 1.0, 1e9):
+        found = best_choices([(2, [(1.0 * scale, 1.01 * scale), (1.0 * scale, 1.02 * scale)])])
+        assert [sorted(choice.counts) for choice in found] == [[(0, 1, 2)], [(0, 0, 1), (0, 1, 1)]]
 
 
 def test_a_choice_says_who_takes_what() -> None:
