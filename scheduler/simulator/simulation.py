@@ -7,15 +7,18 @@ it the time. Deterministic: the same inputs give the same records. Knows nothing
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from packhorse.config import SchedulerConfig
+from packhorse.config import SchedulerConfig, build
 from packhorse.errors import ConfigError
 from scheduler.core import Outgoing, SchedulerCore
+from scheduler.predictor import Predictor
 from scheduler.simulator.cluster import SimCluster
 from scheduler.simulator.decode_worker import SimDecodeWorker
 from scheduler.simulator.events import EventQueue, Timer
 from scheduler.simulator.messages import submit, token_stand_in
+from scheduler.simulator.prediction import Predicting
 from scheduler.simulator.prefill_worker import SimPrefillWorker
 from scheduler.simulator.records import CANCELLED, DONE, FAILED, WAITING, Records
 from scheduler.simulator.worker import SimWorker
@@ -25,14 +28,15 @@ from transport.messages import Cancel, JobEnded, JobFailed, Model, StatusRequest
 GATEWAY = b"gateway"
 DAY_SECONDS = 86_400.0
 TICK_SECONDS = 1.0
-MakeCore = Callable[[SchedulerConfig], SchedulerCore]
 
 
-def patient_config(**fields: object) -> SchedulerConfig:
-    """A scheduler that sheds nothing and counts nobody as silent, so that policies are compared on all requests."""
+def patient_config(**fields: Any) -> SchedulerConfig:
+    """A scheduler that sheds nothing and counts nobody as silent, so that policies are compared on all requests.
+
+    `fields` win. Raises ConfigError for a field that is unknown or wrong.
+    """
     never = {"queue_seconds": DAY_SECONDS, "prefill_seconds": DAY_SECONDS, "decode_seconds": DAY_SECONDS}
-    base = {**never, "max_queue": 1_000_000_000, "worker_timeout_seconds": 1e9}
-    return SchedulerConfig(**{**base, **fields})  # type: ignore[arg-type]
+    return build(SchedulerConfig, {**never, "max_queue": 1_000_000_000, "worker_timeout_seconds": 1e9, **fields})
 
 
 class Simulation:
@@ -40,6 +44,7 @@ class Simulation:
 
     heartbeat_seconds: how often workers and the gateway make themselves heard; None: never, for a config that waits for ever, as
     `patient_config`. Where workers fail, the config's worker_timeout_seconds decides when the scheduler notices.
+    predictor: forecasts every job and, where it `learns`, hears how those of the run end; None: a job may come to its max_tokens.
     """
 
     def __init__(
@@ -52,10 +57,15 @@ class Simulation:
         kv_format: str = "raw",
         failures: Sequence[Failure] = (),
         heartbeat_seconds: float | None = None,
-        make_core: MakeCore | None = None,
+        predictor: Predictor | None = None,
+        learns: bool = True,
     ) -> None:
         self.config = config or patient_config()
-        self.core = make_core(self.config) if make_core else SchedulerCore(self.config, epoch="simulated")
+        self.core = SchedulerCore(self.config, epoch="simulated")
+        self._predicting: Predicting | None = None
+        self._learns = learns
+        if predictor is not None:
+            self.core.policy = self._predicting = Predicting(self.core.policy, predictor, workload)
         self.events = EventQueue()
         self.workload, self.arrivals = workload, arrivals
         self.records = Records(workload)
@@ -113,7 +123,10 @@ class Simulation:
 
     def last_token(self, job_id: str, now: float) -> None:
         """The client has its last token; the scheduler's word that the job ended comes after it."""
-        self._end(int(job_id), DONE, now)
+        index = int(job_id)
+        self._end(index, DONE, now)
+        if self._predicting is not None and self._learns:
+            self._predicting.ended(index)
 
     # ---- requests
 

@@ -1,0 +1,119 @@
+"""`bench scheduler`: simulates every case of the grid with every seed. Knows nothing of the command line, nor of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.machine import describe_machine
+from bench.sim_options import Case, SchedulerOptions
+from bench.sim_predictor import warm_predictor
+from bench.sim_workloads import Source, find_source, own_times, poisson_times
+from packhorse.errors import ConfigError
+from scheduler.predictor import Predictor
+from scheduler.simulator import (
+    CLUSTERS,
+    LLAMA_8B,
+    Arrivals,
+    Figures,
+    SimCluster,
+    Simulation,
+    patient_config,
+    planned_cluster,
+    saturation_rate,
+    summarize,
+)
+from scheduler.simulator.machines import MAX_BATCH
+
+FIGURES = (
+    "mean_jct_seconds", "p50_jct_seconds", "p99_jct_seconds", "mean_ttft_seconds", "max_wait_seconds", "goodput",
+    "throughput_tokens_per_second",
+)  # fmt: skip
+_PLAN_SAMPLE = 500
+Record = dict[str, Any]
+
+
+class Grid:
+    """Runs cases; what several of them share (data, clusters, saturation) is made once."""
+
+    def __init__(self, options: SchedulerOptions) -> None:
+        self.options = options
+        self.source: Callable[[str], Source] = cache(find_source)
+        self.cluster: Callable[[str, str], SimCluster] = cache(self._cluster)
+        self.saturation: Callable[[str, str], float] = cache(self._saturation)
+        self.predictor: Callable[[str, str, int], Predictor | None] = cache(self._predictor)
+
+    def rate(self, case: Case) -> float:
+        """Requests per second."""
+        if case.rate is not None:
+            return case.rate
+        assert case.load is not None
+        return case.load * self.saturation(case.workload, self.options.load_of or case.kv_format)
+
+    def run(self, case: Case, seed: int) -> Record:
+        options, cluster = self.options, self.cluster(case.workload, case.kv_format)
+        in_order = options.arrivals == "trace"
+        source, context = self.source(case.workload), cluster.model.max_context_tokens
+        load, times = source.draw(options.requests, seed, context, in_order=in_order)
+        rate = self.rate(case)
+        arrivals = own_times(times, rate) if in_order else poisson_times(options.requests, rate, seed)
+        simulation = Simulation(
+            cluster,
+            load,
+            Arrivals(arrivals),
+            config=patient_config(policy=case.policy, placement=case.placement),
+            kv_format=case.kv_format,
+            predictor=deepcopy(self.predictor(case.predictor, case.workload, seed)),
+            learns=not options.frozen,
+        )
+        return _record(case, seed, rate, cluster, summarize(simulation.run(), options.slo))
+
+    def _predictor(self, name: str, workload: str, seed: int) -> Predictor | None:
+        options = self.options
+        in_order = options.arrivals == "trace"
+        return warm_predictor(name, self.source(workload), options.requests, seed, in_order=in_order)
+
+    def _cluster(self, workload: str, kv_format: str) -> SimCluster:
+        options, name = self.options, self.options.cluster
+        if name in CLUSTERS:
+            return CLUSTERS[name](kv_format, options.max_batch or MAX_BATCH)
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"cluster={name!r} is no YAML file and not one of {', '.join(CLUSTERS)}", param="cluster")
+        source = self.source(workload)
+        load, _ = source.draw(min(_PLAN_SAMPLE, len(source)), 0, LLAMA_8B.max_context_tokens)
+        lengths = list(load.prompt_tokens), list(load.output_tokens)
+        return planned_cluster(path, LLAMA_8B, *lengths, kv_format, options.max_batch)
+
+    def _saturation(self, workload: str, kv_format: str) -> float:
+        cluster = self.cluster(workload, kv_format)
+        load, _ = self.source(workload).draw(self.options.requests, 0, cluster.model.max_context_tokens)
+        return saturation_rate(cluster, load, kv_format)
+
+
+def run_scheduler(options: SchedulerOptions, done: Callable[[Record], None] = lambda record: None) -> dict[str, Any]:
+    """All records, with what they were made with. Raises ConfigError for names and files that are unknown."""
+    grid, records = Grid(options), []
+    for case in options.cases():
+        for seed in range(options.seeds):
+            record = grid.run(case, seed)
+            records.append(record)
+            done(record)
+    return {"machine": describe_machine(), "options": asdict(options), "records": records}
+
+
+def _record(case: Case, seed: int, rate: float, cluster: SimCluster, figures: Figures) -> Record:
+    shown = asdict(figures)
+    fields = ("completed", "failed", "duration_seconds", *FIGURES)
+    return {
+        **{name: value for name, value in asdict(case).items() if name != "rate"},
+        "seed": seed,
+        "requests": figures.requests,
+        "requests_per_second": rate,
+        "cluster": cluster.name,
+        **{name: shown[name] for name in fields},
+    }

@@ -1,0 +1,128 @@
+"""`bench scheduler`: the grid, its records and tables; the same seed gives the same records; what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bench.cli import app
+from bench.scheduler import FIGURES, run_scheduler
+from bench.sim_options import SchedulerOptions
+from bench.sim_report import print_scheduler, seeds_together, spread
+from bench.sim_scale import ScaleOptions, print_scale, run_scale
+from packhorse.errors import ConfigError
+
+SMALL = SchedulerOptions(requests=120, seeds=2, load=(0.6, 1.2), policy=("fcfs", "ssjf"), predictor=("oracle",))
+KEYS = {"workload", "policy", "predictor", "placement", "load", "seed", "requests", *FIGURES}
+
+
+def test_a_grid_gives_a_record_for_each_case_and_seed() -> None:
+    records = run_scheduler(SMALL)["records"]
+    assert len(records) == 2 * 2 * 2
+    assert all(record.keys() >= KEYS for record in records)
+    assert {(record["policy"], record["load"], record["seed"]) for record in records} == {
+        (policy, load, seed) for policy in SMALL.policy for load in SMALL.load for seed in (0, 1)
+    }
+    assert all(record["completed"] == 120 for record in records)
+    rates = {record["load"]: record["requests_per_second"] for record in records}
+    assert rates[1.2] == pytest.approx(2 * rates[0.6])
+
+
+def test_the_same_seed_gives_the_same_records_and_another_does_not() -> None:
+    options = replace(SMALL, policy=("ssjf",), predictor=("regressor",), load=(1.2,))
+    first, second = (run_scheduler(options)["records"] for _ in range(2))
+    assert first == second
+    assert first[0]["mean_jct_seconds"] != first[1]["mean_jct_seconds"]
+
+
+def test_knowing_lengths_helps_where_jobs_queue() -> None:
+    options = replace(SMALL, requests=400, seeds=1, load=(1.3,), workload=("synthetic",))
+    fcfs, ssjf = run_scheduler(options)["records"]
+    assert ssjf["mean_jct_seconds"] < fcfs["mean_jct_seconds"]
+
+
+def test_more_pages_carry_more() -> None:
+    """A batch limit that pages do not bind is the same for both formats; without it, packed pages hold more jobs."""
+    options = replace(SMALL, policy=("fcfs",), predictor=("none",), kv_format=("raw", "k2v2"), seeds=1, load=(1.0,))
+    raw, packed = run_scheduler(replace(options, cluster="a100-40gb", max_batch=128))["records"]
+    assert packed["requests_per_second"] > 1.2 * raw["requests_per_second"]
+
+
+def test_a_given_rate_is_the_rate() -> None:
+    (record,) = run_scheduler(replace(SMALL, rate=(3.0,), seeds=1, policy=("fcfs",)))["records"]
+    assert record["load"] is None
+    assert record["requests_per_second"] == 3.0
+    assert record["duration_seconds"] > 120 / 3.0 * 0.8
+
+
+def test_all_stands_for_every_name() -> None:
+    assert "fcfs" in SchedulerOptions(policy=("all",)).policy
+    assert len(SchedulerOptions(policy=("all",)).policy) > 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"policy": ("best",)}, "policy='best'"),
+        ({"placement": ("nearest",)}, "placement='nearest'"),
+        ({"predictor": ("psychic",)}, "predictor='psychic'"),
+        ({"kv_format": ("k3v3",)}, "kv_format='k3v3'"),
+        ({"load": (0.0,)}, "load=0.0"),
+        ({"requests": 0}, "requests=0"),
+        ({"arrivals": "bursty"}, "arrivals='bursty'"),
+        ({"load_of": "k9"}, "load_of='k9'"),
+    ],
+)
+def test_wrong_options_are_named(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SchedulerOptions(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"workload": ("nothing",)}, {"cluster": "nowhere"}])
+def test_unknown_names_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="is no"):
+        run_scheduler(replace(SMALL, **wrong))  # type: ignore[arg-type]
+
+
+def test_the_command_prints_a_table_and_writes_records(tmp_path: Path) -> None:
+    file = tmp_path / "records.json"
+    arguments = ["scheduler", "--requests", "60", "--seeds", "2", "--load", "0.5", "1.1", "--json", str(file)]
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert "fcfs" in done.output
+    assert "±" in done.output
+    assert len(json.loads(file.read_text())["records"]) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--policy", "best"], ["--scale", "--load", "0.5"], ["--scale", "--against-live"]]
+)
+def test_the_command_says_what_is_wrong(arguments: list[str]) -> None:
+    done = CliRunner().invoke(app, ["scheduler", *arguments])
+    assert done.exit_code == 2
+    assert "error: " in done.output
+
+
+def test_seeds_of_a_case_are_put_together() -> None:
+    records = run_scheduler(replace(SMALL, requests=30))["records"]
+    assert [len(case) for case in seeds_together(records)] == [2] * 4
+    assert spread([1.0, 2.0, 6.0]) == (3.0, 2.5)
+    print_scheduler({"records": records}, Console(quiet=True))
+
+
+def test_scale_counts_its_time() -> None:
+    result = run_scale(ScaleOptions(requests=2000, workers=50))
+    assert result["figures"]["completed"] == 2000
+    assert result["processor_seconds"] > 0
+    print_scale(result, Console(quiet=True))
+
+
+def test_twenty_thousand_requests_over_two_hundred_workers_take_seconds() -> None:
+    result = run_scale(ScaleOptions(requests=20_000, workers=200))
+    assert result["figures"]["completed"] == 20_000
+    assert result["processor_seconds"] < 30  # 4 s on an idle core

@@ -1,0 +1,110 @@
+"""Where simulated requests come from: the built-in mix, files of lengths and of prompts, and the shared data where it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.sim_predictor import warm_predictor
+from bench.sim_workloads import DATA_VARIABLE, NAMED, covering, find_source, own_times, poisson_times
+from packhorse.errors import ConfigError
+from scheduler.predictor import JobFeatures
+
+
+def prompts_file(folder: Path, count: int = 40) -> Path:
+    """Prompts whose first word says how long the answer is."""
+    path = folder / "prompts.jsonl"
+    rows = [
+        {"prompt": f"{'long' if i % 2 else 'short'} question {i}", "output_tokens": 100 if i % 2 else 5}
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def lengths_file(folder: Path) -> Path:
+    path = folder / "trace.csv"
+    rows = [f"2023-11-16 18:15:{40 + i:02d}.5,{100 + i},{10 + i}" for i in range(10)]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_the_synthetic_mix_is_always_the_same() -> None:
+    one, two = find_source("synthetic"), find_source("synthetic")
+    assert one == two
+    assert one.max_tokens == 2048
+    assert min(one.output_tokens) >= 1
+
+
+def test_a_draw_depends_on_its_seed_alone() -> None:
+    source = find_source("synthetic")
+    draws = [source.draw(50, seed, 100_000)[0].prompt_tokens for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_prompts_leave_room_for_their_output() -> None:
+    load, _ = find_source("synthetic").draw(500, 0, 4096)
+    assert max(load.prompt_tokens) == 4096 - 2048
+    with pytest.raises(ConfigError, match="fill the context"):
+        find_source("synthetic").draw(5, 0, 2048)
+
+
+def test_texts_become_token_ids(tmp_path: Path) -> None:
+    source = find_source(str(prompts_file(tmp_path)))
+    assert source.prompt_tokens == [len(prompt) for prompt in source.prompts] == [3] * 40
+    assert source.prompts[0][1] == source.prompts[1][1] != source.prompts[0][0]
+    assert (source.output_tokens[:2], source.max_tokens) == ([5, 100], 128)
+
+
+def test_a_trace_keeps_its_times_and_order(tmp_path: Path) -> None:
+    source = find_source(str(lengths_file(tmp_path)))
+    load, times = source.draw(4, 3, 100_000, in_order=True)
+    start = load.prompt_tokens[0]
+    assert load.prompt_tokens == [start + i for i in range(4)]
+    assert own_times(times, rate=2.0) == pytest.approx([0.0, 0.5, 1.0, 1.5])
+    with pytest.raises(ConfigError, match="there are no 11"):
+        source.draw(11, 0, 100_000, in_order=True)
+
+
+def test_more_requests_than_there_are_come_again(tmp_path: Path) -> None:
+    load, _ = find_source(str(lengths_file(tmp_path))).draw(25, 0, 100_000)
+    assert len(load) == 25
+    assert len(set(load.prompt_tokens)) == 10
+
+
+def test_a_warm_predictor_knows_what_the_rest_taught_it(tmp_path: Path) -> None:
+    source = find_source(str(prompts_file(tmp_path, 400)))
+    assert len(source.rest(10, 0)) == 390
+    predictor = warm_predictor("regressor", source, 10, 0)
+    assert predictor is not None
+    short, long = (predictor.predict(JobFeatures(source.prompts[i], 128)).p50 for i in (0, 1))
+    assert short < 0.5 * long
+    assert warm_predictor("none", source, 10, 0) is None
+
+
+def test_times_are_poisson_by_seed() -> None:
+    assert poisson_times(100, 5.0, 1) == poisson_times(100, 5.0, 1) != poisson_times(100, 5.0, 2)
+    assert covering(512) == 512
+    assert covering(513) == 1024
+
+
+def test_what_cannot_be_found_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    for name, message in (("alpaca", DATA_VARIABLE), ("alpacas", "not one of"), (str(tmp_path / "no.csv"), "no.csv")):
+        with pytest.raises(ConfigError, match=message):
+            find_source(name)
+    with pytest.raises(ConfigError, match="times"):
+        own_times([], 1.0)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_shared_data_are_read(name: str) -> None:
+    if not os.environ.get(DATA_VARIABLE):
+        pytest.skip(f"{DATA_VARIABLE} is not set")
+    source = find_source(name)
+    assert len(source) > 3000
+    assert max(source.output_tokens) <= source.max_tokens
+    assert bool(source.prompts) == (name == "alpaca")
