@@ -69,8 +69,7 @@ class Builder:
             return Absent(name, str(error).partition("\n")[0])
         pages = case.batch * case.pages_per_sequence * case.kv_heads * case.fmt.page_bytes
         exact = 2 * case.batch * case.kv_heads * case.residual_tokens * case.head_dim * DTYPE.itemsize
-        floats = "float32" if self._device == "cpu" else "bfloat16"
-        arithmetic = floats if name == "fused_dequant" or case.fmt.raw else "int8"
+        arithmetic = "bfloat16" if name == "fused_dequant" else "float32" if case.fmt.raw else "int8"
         note = _backend_note(name, self._device)
         return Implementation(name, call, note, Work(pages + exact, 0, _multiply_adds(case), arithmetic))
 
@@ -122,7 +121,7 @@ def _find(name: str, case: Case) -> Callable[..., Tensor] | Absent:
         return getattr(hack_kernels, operation)  # type: ignore[no-any-return]
     if case.fmt.raw:
         return Absent(name, "raw pages hold no codes")
-    attend: Callable[..., Tensor] | None = getattr(hack_kernels, "fused_dequant", None)
+    attend: Callable[..., Tensor] | None = getattr(hack_kernels, "fused_dequant_attention", None)
     if attend is None or case.op != "decode":
         return Absent(name, f"hack_kernels has no fused dequantization for {case.op}")
     return attend
