@@ -13,8 +13,9 @@ from bench.machine import describe_machine
 from bench.sim_options import Case, SchedulerOptions
 from bench.sim_predictor import warm_predictor
 from bench.sim_workloads import Source, find_source, own_times, poisson_times
+from packhorse.config import SchedulerConfig
 from packhorse.errors import ConfigError
-from scheduler.predictor import Predictor
+from scheduler.predictor.guard import Guarded
 from scheduler.simulator import (
     CLUSTERS,
     LLAMA_8B,
@@ -34,6 +35,7 @@ FIGURES = (
     "throughput_tokens_per_second",
 )  # fmt: skip
 _PLAN_SAMPLE = 500
+HEARTBEAT_SECONDS = SchedulerConfig().heartbeat_seconds
 Record = dict[str, Any]
 
 
@@ -45,7 +47,7 @@ class Grid:
         self.source: Callable[[str], Source] = cache(find_source)
         self.cluster: Callable[[str, str], SimCluster] = cache(self._cluster)
         self.saturation: Callable[[str, str], float] = cache(self._saturation)
-        self.predictor: Callable[[str, str, int], Predictor | None] = cache(self._predictor)
+        self.predictor: Callable[[str, str, int], Guarded | None] = cache(self._predictor)
 
     def rate(self, case: Case) -> float:
         """Requests per second."""
@@ -69,10 +71,11 @@ class Grid:
             kv_format=case.kv_format,
             predictor=deepcopy(self.predictor(case.predictor, case.workload, seed)),
             learns=not options.frozen,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
         )
         return _record(case, seed, rate, cluster, summarize(simulation.run(), options.slo))
 
-    def _predictor(self, name: str, workload: str, seed: int) -> Predictor | None:
+    def _predictor(self, name: str, workload: str, seed: int) -> Guarded | None:
         options = self.options
         in_order = options.arrivals == "trace"
         return warm_predictor(name, self.source(workload), options.requests, seed, in_order=in_order)

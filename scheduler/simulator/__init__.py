@@ -2,6 +2,7 @@
 
 from .cluster import ModelSize, SimCluster, SimWorkerSpec
 from .machines import CLUSTERS, LLAMA_8B, a100_cluster, model_size, planned_cluster
+from .prompts import SimOracle, SimPrompt
 from .records import CANCELLED, DONE, FAILED, Figures, Records, Slo, summarize
 from .saturation import saturation_rate
 from .simulation import GATEWAY, Simulation, patient_config
@@ -20,6 +21,8 @@ __all__ = [
     "ModelSize",
     "Records",
     "SimCluster",
+    "SimOracle",
+    "SimPrompt",
     "SimWorkerSpec",
     "Simulation",
     "Slo",

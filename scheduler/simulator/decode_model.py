@@ -43,6 +43,9 @@ class DecodeModel:
         self._wanted: dict[str, bool | None] = {}  # at the end of the step: run, pause, or None: leave
         self.next_change: float | None = None
         self.busy_seconds = 0.0
+        self.steps = 0  # in all; and the sums over them of the tokens and the sequences that they held
+        self.step_contexts = 0
+        self.step_sequences = 0
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -112,6 +115,9 @@ class DecodeModel:
         seconds = self._seconds(steps)
         self._from += seconds
         self.busy_seconds += seconds
+        self.steps += steps
+        self.step_contexts += steps * self._context + self._batch * steps * (steps - 1) // 2
+        self.step_sequences += steps * self._batch
         self._step += steps
         self._context += steps * self._batch
         self._jump = 0

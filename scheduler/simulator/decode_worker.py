@@ -35,6 +35,7 @@ class SimDecodeWorker(SimWorker):
         self.jobs: dict[str, Held] = {}
         self.reserved_pages = 0
         self.most_pages = 0
+        self._reported: tuple[float, int, int, int] = (0.0, 0, 0, 0)
         self._timer = Timer(world.events, self._change)
 
     @property
@@ -69,10 +70,25 @@ class SimDecodeWorker(SimWorker):
         self.engine = DecodeModel(self.spec.cost.decode)
         self.jobs.clear()
         self.reserved_pages = 0
+        self._reported = (0.0, 0, 0, 0)
         self._timer.set(None)
 
     def load(self) -> WorkerLoad:
-        return WorkerLoad(jobs=len(self.jobs), pages_used=self.reserved_pages, residuals_used=len(self.jobs))
+        """With the means of the steps since the one before, of jumps that have ended, and how far each job is."""
+        engine, now = self.engine, self.world.events.now
+        sums = (engine.busy_seconds, engine.step_contexts, engine.step_sequences, engine.steps)
+        seconds, contexts, sequences, steps = (new - old for new, old in zip(sums, self._reported, strict=True))
+        self._reported = sums
+        steps = max(1, steps)
+        generated = {
+            sequence.job_id: engine.progress(sequence.job_id, now)[0] - self.jobs[sequence.job_id].prompt_tokens
+            for sequence in engine
+        }
+        return WorkerLoad.model_construct(
+            jobs=len(self.jobs), pages_used=self.reserved_pages, residuals_used=len(self.jobs), generated=generated,
+            step_seconds=seconds / steps, step_context_tokens=contexts / steps, step_jobs=sequences / steps,
+            tokens_per_second=sequences / seconds if seconds > 0 else 0.0,
+        )  # fmt: skip
 
     # ---- the data plane
 

@@ -1,13 +1,10 @@
-"""Messages as simulated workers and gateways send them: the real classes, built without validation, which costs more than the rest.
-
-Prompts are ranges: the scheduler needs their length alone, and a range has one without holding a token.
-"""
+"""Messages as simulated workers and gateways send them: the real classes, built without validation, which costs more than the rest."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import cast
 
+from scheduler.simulator.prompts import SimPrompt
 from transport.messages import (
     FinishReason,
     Job,
@@ -28,12 +25,7 @@ def sampling_of(max_tokens: int) -> Sampling:
     return Sampling(max_tokens=max_tokens, seed=0)
 
 
-def token_stand_in(num_tokens: int) -> tuple[int, ...]:
-    """Something with the length of a prompt, and integers for tokens, that takes no memory."""
-    return cast("tuple[int, ...]", range(num_tokens))
-
-
-def submit(job_id: str, prompt: tuple[int, ...], max_tokens: int, priority: int) -> Submit:
+def submit(job_id: str, prompt: SimPrompt, max_tokens: int, priority: int) -> Submit:
     job = Job.model_construct(
         _JOB_FIELDS,
         job_id=job_id,

@@ -6,6 +6,7 @@ it the time. Deterministic: the same inputs give the same records. Knows nothing
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 from packhorse.config import SchedulerConfig, build
 from packhorse.errors import ConfigError
 from scheduler.core import Outgoing, SchedulerCore
-from scheduler.predictor import Predictor
+from scheduler.predictor.base import LEARN_BATCH
+from scheduler.predictor.guard import Guarded
 from scheduler.simulator.cluster import SimCluster
 from scheduler.simulator.decode_worker import SimDecodeWorker
 from scheduler.simulator.events import EventQueue, Timer
-from scheduler.simulator.messages import submit, token_stand_in
-from scheduler.simulator.prediction import Predicting
+from scheduler.simulator.messages import submit
 from scheduler.simulator.prefill_worker import SimPrefillWorker
+from scheduler.simulator.prompts import SimPrompt
 from scheduler.simulator.records import CANCELLED, DONE, FAILED, WAITING, Records
 from scheduler.simulator.worker import SimWorker
 from scheduler.simulator.workload import Arrivals, Failure, Workload
@@ -42,9 +44,10 @@ def patient_config(**fields: Any) -> SchedulerConfig:
 class Simulation:
     """`run()` plays everything to its end and returns the records.
 
-    heartbeat_seconds: how often workers and the gateway make themselves heard; None: never, for a config that waits for ever, as
-    `patient_config`. Where workers fail, the config's worker_timeout_seconds decides when the scheduler notices.
-    predictor: forecasts every job and, where it `learns`, hears how those of the run end; None: a job may come to its max_tokens.
+    heartbeat_seconds: how often workers and the gateway make themselves heard, and the scheduler learns from what has ended; None:
+    never, for a config that waits for ever, as `patient_config`. Where workers fail, the config's worker_timeout_seconds decides when
+    the scheduler notices. predictor: forecasts every job and, where it `learns`, hears how those of the run end; None: a job may come
+    to its max_tokens.
     """
 
     def __init__(
@@ -57,15 +60,13 @@ class Simulation:
         kv_format: str = "raw",
         failures: Sequence[Failure] = (),
         heartbeat_seconds: float | None = None,
-        predictor: Predictor | None = None,
+        predictor: Guarded | None = None,
         learns: bool = True,
     ) -> None:
         self.config = config or patient_config()
         self.core = SchedulerCore(self.config, epoch="simulated")
-        self._predicting: Predicting | None = None
-        self._learns = learns
-        if predictor is not None:
-            self.core.policy = self._predicting = Predicting(self.core.policy, predictor, workload)
+        self.core.experience.predictor = predictor
+        self._learns = learns and predictor is not None
         self.events = EventQueue()
         self.workload, self.arrivals = workload, arrivals
         self.records = Records(workload)
@@ -123,10 +124,7 @@ class Simulation:
 
     def last_token(self, job_id: str, now: float) -> None:
         """The client has its last token; the scheduler's word that the job ended comes after it."""
-        index = int(job_id)
-        self._end(index, DONE, now)
-        if self._predicting is not None and self._learns:
-            self._predicting.ended(index)
+        self._end(int(job_id), DONE, now)
 
     # ---- requests
 
@@ -160,9 +158,11 @@ class Simulation:
             return
         self._next += 1
         self.records.arrived[index] = now
-        prompt = load.prompts[index] if len(load.prompts) else token_stand_in(load.prompt_tokens[index])
+        ids = load.prompts[index] if len(load.prompts) else range(load.prompt_tokens[index])
         priority = load.priorities[index] if len(load.priorities) else 0
-        self.tell(GATEWAY, submit(str(index), prompt, load.max_tokens[index], priority))
+        self.tell(
+            GATEWAY, submit(str(index), SimPrompt(ids, load.output_tokens[index]), load.max_tokens[index], priority)
+        )
 
     def _cancel(self, index: int, now: float) -> None:
         if index < self._next and self.records.status[index] == WAITING:
@@ -214,4 +214,7 @@ class Simulation:
         self.tell(GATEWAY, StatusRequest())
         self._drain()
         self._on_tick(now)
+        predictor = self.core.experience.predictor
+        if self._learns and predictor is not None and predictor.pending >= LEARN_BATCH:
+            self.core.experience.learn(math.inf)
         self.events.at(now + self._heartbeat_seconds, self._beat)
