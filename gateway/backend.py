@@ -18,6 +18,7 @@ from transport.messages import (
     Job,
     JobEnded,
     JobFailed,
+    JobStats,
     Model,
     Placed,
     Status,
@@ -110,6 +111,9 @@ class Backend:
         self.reply_to = ""
         self._advertise = advertise
         self.status: Status | None = None  # None: the scheduler has not answered, or is lost
+        self.on_ended: Callable[[JobStats], None] = lambda _: (
+            None
+        )  # told of every job that ended well, with all its stats
         self._control = control
         self._tokens = tokens
         self._poll_seconds = poll_seconds
@@ -240,6 +244,7 @@ class Backend:
             case JobFailed():
                 self._fail(message.job_id, message.error.error())
             case JobEnded():
+                self.on_ended(message.stats)
                 if job := self._jobs.get(message.job_id):
                     job.polls_since_end = 0
             case Placed():

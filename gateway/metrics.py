@@ -48,12 +48,15 @@ class Metrics:
         registry.register(ClusterCollector(status))
 
     def observe_job(self, stats: JobStats) -> None:
-        """A job that is over."""
+        """A job whose last token came, by the statistics that came with it."""
         self.prompt_tokens.inc(stats.prompt_tokens)
         self.bytes_shipped.inc(stats.bytes_shipped)
         self.raw_bytes.inc(stats.raw_bytes)
         self.queue.observe(stats.queue_seconds)
         self.prefill.observe(stats.prefill_seconds)
+
+    def observe_end(self, stats: JobStats) -> None:
+        """A job that the scheduler says has ended: by then the prefill worker has told how long shipping took."""
         if stats.decode_worker:
             self.ship.observe(stats.ship_seconds)
 

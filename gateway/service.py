@@ -44,6 +44,7 @@ class Service:
     def __post_init__(self) -> None:
         self.limits = Limits(self.tokenizer.max_context, self.tokenizer.vocab_size)
         self.metrics = Metrics(lambda: self.backend.status)
+        self.backend.on_ended = self.metrics.observe_end
 
     @contextmanager
     def request(self, *, counted: bool) -> Iterator[None]:

@@ -35,5 +35,4 @@ def kv_transfer(stats: Sequence[JobStats]) -> dict[str, Any]:
         "raw_bytes": sum(job.raw_bytes for job in stats),
         "queue_seconds": each("queue_seconds"),
         "prefill_seconds": each("prefill_seconds"),
-        "ship_seconds": each("ship_seconds"),
     }

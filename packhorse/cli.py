@@ -21,7 +21,7 @@ from packhorse.config import (
     SchedulerConfig,
 )
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.launcher import ClusterConfig, DemoConfig
+from packhorse.launcher import DemoConfig, UpConfig
 from packhorse.options import config_command, variable
 from packhorse.plan import plan
 
@@ -43,7 +43,7 @@ COMPONENTS: dict[str, tuple[type[ProcessConfig], str]] = {
 }
 
 
-def _up(config: ClusterConfig) -> int:
+def _up(config: UpConfig) -> int:
     from packhorse.up import up
 
     return up(config)
@@ -61,9 +61,7 @@ def _demo(config: DemoConfig) -> int:
     return demo(config)
 
 
-app.command("up", help="Run everything on this machine: scheduler, gateway and workers.")(
-    config_command(ClusterConfig, _up)
-)
+app.command("up", help="Run everything on this machine: scheduler, gateway and workers.")(config_command(UpConfig, _up))
 for _name, (_model, _help) in COMPONENTS.items():
     app.command(_name, help=_help)(config_command(_model, functools.partial(_component, _name)))
 app.command("plan")(plan)

@@ -30,7 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from packhorse.config import DtypeName, build
 from packhorse.errors import ConfigError
-from packhorse.launcher import ClusterConfig
+from packhorse.launcher import ClusterConfig, UpConfig
+from packhorse.options import flag
 from scheduler.planner.yaml_file import read_model
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -162,6 +163,11 @@ def write_deployment(deployment: Deployment, path: Path, comment: str = "") -> N
         raise ConfigError(f"{path}: {error.strerror}", param="out") from error
 
 
+FIELDS_OF_FILE = frozenset(
+    ("model", "served_name", "dtype", "device", "kv_format", "link", "host", "port", "prefill", "decode")
+)
+
+
 class _Line(dict[str, Any]):
     """A mapping that is written on one line."""
 
@@ -193,6 +199,20 @@ class LocalDeployment:
 
     config: ClusterConfig
     workers: dict[str, dict[str, Any]]
+
+
+def local_cluster(config: UpConfig) -> LocalDeployment:
+    """What `packhorse up` is to run: its deployment file if it names one, else its flags. Raises ConfigError.
+
+    A flag for something that the file says is refused: nobody could tell which of the two counts.
+    """
+    if config.deployment is None:
+        return LocalDeployment(config, {})
+    in_file = config.model_fields_set & FIELDS_OF_FILE
+    if in_file:
+        raise ConfigError(f"{', '.join(sorted(map(flag, in_file)))}: the deployment file {config.deployment} says that")
+    settings = {name: getattr(config, name) for name in config.model_fields_set - {"deployment"}}
+    return local_cluster_from(load_deployment(config.deployment), **settings)
 
 
 def local_cluster_from(deployment: Deployment, **settings: Any) -> LocalDeployment:

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -50,6 +51,12 @@ class ClusterConfig(ProcessConfig):
     start_seconds: float = Field(default=120.0, gt=0)
 
 
+class UpConfig(ClusterConfig):
+    """`packhorse up`: by flags, or as a deployment file says, which then holds all but the other fields here."""
+
+    deployment: Path | None = Field(default=None, description="a deployment file of `packhorse plan --out`")
+
+
 class DemoConfig(ClusterConfig):
     """As `packhorse up`, but two decode workers, any free port, and a death is an error."""
 
@@ -65,8 +72,9 @@ def silent(name: str, line: str) -> None:
 class LocalCluster:
     """`with LocalCluster(config) as cluster`: everything is up and registered inside, and gone afterwards.
 
-    `options` sets more fields of a role's configuration: {"decode": {"pool_pages": 8}}. `start` raises ConfigError for a port
-    that is taken, ChildError with the last lines of a process that dies while starting, DeadlineError after `start_seconds`.
+    `options` sets more fields of the configuration of a role, or of one process: {"decode": {"pool_pages": 8}}.
+    `start` raises ConfigError for a port that is taken, ChildError with the last lines of a process that dies while
+    starting, DeadlineError after `start_seconds`.
     """
 
     def __init__(self, config: ClusterConfig, *, options: Options | None = None, report: Report = silent) -> None:
@@ -158,7 +166,8 @@ class LocalCluster:
         ]
 
     def _spec(self, name: str, role: str, fields: Mapping[str, object], stage: int, threads: int = 1) -> Spec:
-        fields = {**fields, "log_level": self.config.log_level, **self._options.get(role, {})}
+        fields = {**fields, "log_level": self.config.log_level}
+        fields |= {**self._options.get(role, {}), **self._options.get(name, {})}
         flags = [text for key, value in fields.items() if value is not None for text in (flag(key), str(value))]
         base = [sys.executable, "-P", "-m", "packhorse", role, *flags]
 
@@ -198,4 +207,4 @@ def _ports(host: str, port: int) -> tuple[int, int]:
         return int(public.getsockname()[1]), int(control.getsockname()[1])
 
 
-__all__ = ["ChildError", "ClusterConfig", "DemoConfig", "LocalCluster", "cores", "silent"]
+__all__ = ["ChildError", "ClusterConfig", "DemoConfig", "LocalCluster", "UpConfig", "cores", "silent"]

@@ -29,6 +29,7 @@ HELP = {
     "data_bind": "host:port for page streams; port 0: any free one",
     "decode": "number of decode workers",
     "decode_seconds": "longest time that a job may decode",
+    "deployment": "a deployment file, as `packhorse plan --out` writes it",
     "device": "auto, cpu, cuda or cuda:<n>",
     "drain_seconds": "time that open requests get to finish at shut-down",
     "dtype": "of the weights; auto: float32 on a CPU, bfloat16 on a GPU",

@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from packhorse.launcher import ClusterConfig, LocalCluster
+from packhorse.deployment import local_cluster
+from packhorse.launcher import LocalCluster, UpConfig
 
 _NAME_WIDTH = 10
 _CHECK_SECONDS = 0.5
 
 
-def up(config: ClusterConfig) -> int:
+def up(config: UpConfig) -> int:
     """Runs until SIGINT or SIGTERM; returns 0, or 1 when the gateway or the scheduler died for good."""
+    local = local_cluster(config)
     with terminating():
         try:
-            with LocalCluster(config, report=Printer()) as cluster:
+            with LocalCluster(local.config, options=local.workers, report=Printer()) as cluster:
                 print(_welcome(cluster), flush=True)
                 while not {"gateway", "scheduler"} & set(cluster.lost):
                     time.sleep(_CHECK_SECONDS)

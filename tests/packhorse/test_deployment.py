@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from packhorse.deployment import Deployment, load_deployment, local_cluster_from, write_deployment
+from packhorse.config import build
+from packhorse.deployment import Deployment, load_deployment, local_cluster, local_cluster_from, write_deployment
 from packhorse.errors import ConfigError
+from packhorse.launcher import UpConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -107,6 +109,16 @@ def test_workers_on_two_machines_are_not_local(write: Callable[[str], Path]) -> 
     more = GOOD + "  - name: b\n    processes: [{name: q, role: prefill}]\n"
     with pytest.raises(ConfigError, match="workers on a, b"):
         local_cluster_from(load_deployment(write(more)))
+
+
+def test_up_takes_a_file_or_flags_and_never_both(write: Callable[[str], Path]) -> None:
+    path = write(GOOD)
+    local = local_cluster(build(UpConfig, {"deployment": path, "api_key": "k"}))
+    assert set(local.workers) == {"prefill-0", "decode-0", "decode-1"}
+    assert local.config.api_key is not None
+    assert local_cluster(build(UpConfig, {"decode": 3})).config.decode == 3
+    with pytest.raises(ConfigError, match=r"--decode, --kv-format: the deployment file .* says that"):
+        local_cluster(build(UpConfig, {"deployment": path, "decode": 3, "kv_format": "raw"}))
 
 
 def plan_arguments(*more: str) -> list[str]:
