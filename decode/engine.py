@@ -24,11 +24,15 @@ from transport.messages import TokenOutput
 
 @dataclass(frozen=True)
 class Step:
-    """What one step yields: a token per job, and the jobs that failed in it. Finished and failed jobs have left the batch."""
+    """What one step yields: a token per job, and the jobs that failed in it. Finished and failed jobs have left the batch.
+
+    `context_tokens` are those that all sequences of the batch held together.
+    """
 
     outputs: list[tuple[DecodeSequence, TokenOutput]]
     failed: list[tuple[DecodeSequence, PackhorseError]]
     seconds: float
+    context_tokens: int = 0
 
 
 class DecodeEngine:
@@ -66,13 +70,14 @@ class DecodeEngine:
             return False
         started = time.monotonic()
         sequences = list(self._running.values())
+        context_tokens = sum(sequence.num_tokens for sequence in sequences)
         batch = DecodeBatch(self._pool, sequences)
         logits = self._model.forward(batch.tokens, batch.positions, batch, batch.logits_at)
         sampled, failed = _sample(sequences, logits)
         outputs = [(sequence, self._advance(sequence, token)) for sequence, token in sampled]
         for sequence, _ in failed:
             del self._running[sequence.job.job_id]
-        step = Step(outputs, failed, time.monotonic() - started)
+        step = Step(outputs, failed, time.monotonic() - started, context_tokens)
         self._loop.call_soon_threadsafe(self._emit, step)
         return bool(self._running)
 

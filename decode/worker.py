@@ -19,6 +19,7 @@ from typing import Any
 from decode.batch import DecodeSequence
 from decode.engine import DecodeEngine, Step
 from decode.intake import Intake
+from decode.means import StepMeans
 from decode.pool import PagePool
 from model.sampler import SamplerState
 from model.text import FinishRule
@@ -59,6 +60,7 @@ class Held:
 
     intake: Intake
     state: State = State.RESERVED
+    generated: int = 1
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -72,6 +74,7 @@ class DecodeWorker(Worker):
         self._receiver: PageReceiver | None = None
         self._jobs: dict[str, Held] = {}
         self._steps: list[tuple[float, int]] = []  # (when, tokens) of the last seconds
+        self._since_load = StepMeans()
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def _open(self) -> WorkerInfo:
@@ -102,7 +105,12 @@ class DecodeWorker(Worker):
 
     def load(self) -> WorkerLoad:
         assert self._receiver is not None
+        means, self._since_load = self._since_load, StepMeans()
         return WorkerLoad(
+            step_seconds=means.step_seconds,
+            step_context_tokens=means.step_context_tokens,
+            step_jobs=means.step_jobs,
+            generated={job_id: held.generated for job_id, held in self._jobs.items() if held.state is State.RUNNING},
             jobs=len(self._jobs),
             pages_used=self._pool.used_slots,
             residuals_used=self._pool.used_rows,
@@ -196,6 +204,10 @@ class DecodeWorker(Worker):
             by_gateway[sequence.job.reply_to].append(output)
         for reply_to, outputs in by_gateway.items():
             self.send_tokens(reply_to, outputs)
+        self._since_load.add(step)
+        for sequence, output in step.outputs:
+            if (held := self._jobs.get(sequence.job.job_id)) is not None:
+                held.generated = output.index + 1
         now = time.monotonic()
         self._steps = [(t, n) for t, n in self._steps if t > now - _RATE_SECONDS] + [(now, len(step.outputs))]
         for _, output in step.outputs:

@@ -23,7 +23,8 @@ from packhorse.errors import (
     WorkerLostError,
 )
 from scheduler.admission import check_admission
-from scheduler.cost import CostModel
+from scheduler.decisions import Decisions
+from scheduler.experience import Experience, room_of
 from scheduler.jobs import CANCELLED, DONE, JobState, Outcome, StateSeconds, TrackedJob, failed
 from scheduler.pages import pages_needed
 from scheduler.placement import PLACEMENTS
@@ -32,6 +33,7 @@ from scheduler.workers import Worker, Workers
 from transport.messages import (
     Cancel,
     ErrorInfo,
+    Explain,
     Goodbye,
     Heartbeat,
     HeartbeatAck,
@@ -71,10 +73,11 @@ class SchedulerCore:
     def __init__(self, config: SchedulerConfig, epoch: str) -> None:
         self.config, self.epoch = config, epoch
         self.workers = Workers()
-        self.cost = CostModel()
+        self.experience = Experience(config.predictor)
+        self.decisions = Decisions()
         self.jobs: dict[str, TrackedJob] = {}
-        self.policy = _registered("policy", config.policy, POLICIES)()
-        self.placement = _registered("placement", config.placement, PLACEMENTS)(self.cost)
+        self.policy = _registered("policy", config.policy, POLICIES)(self.experience.typical)
+        self.placement = _registered("placement", config.placement, PLACEMENTS)(self.experience.cost)
         self.totals: Counter[str] = Counter()
         self._gateways: dict[bytes, float] = {}  # when each was last heard
         self._deadlines: list[tuple[float, str]] = []  # a heap; void where the job's deadline is another now
@@ -98,6 +101,7 @@ class SchedulerCore:
             Submit: self._on_submit,
             Cancel: self._on_cancel,
             StatusRequest: self._on_status_request,
+            Explain: self._on_explain,
         }
 
     # ---- events
@@ -116,6 +120,7 @@ class SchedulerCore:
         for worker in self.workers.silent(now - self.config.worker_timeout_seconds):
             self._lose(worker, f"not heard for {now - worker.seen_at:.1f} s", now)
         self._drop_silent_gateways(now)
+        self.experience.typical.refresh(self.experience.cost, self.workers, now)
         while self._deadlines and self._deadlines[0][0] <= now:
             deadline, job_id = heapq.heappop(self._deadlines)
             job = self.jobs.get(job_id)
@@ -160,12 +165,15 @@ class SchedulerCore:
                 raise ConfigError(f"worker id {info.worker_id} is taken by a live worker")
             if known is not None:
                 self._lose(known, "it registered anew", now)
-            self.workers.add(info, peer, now)
+            worker = self.workers.add(info, peer, now)
             self._size_queued()
         except PackhorseError as error:
             log.error("refused %s worker %s: %s", info.role, info.worker_id, error)
             self._send(peer, Rejected(error=ErrorInfo.of(error)))
             return
+        self.experience.joined(worker)
+        if info.role == "decode":
+            self.policy.room = room_of(worker, self.policy.room)
         log.info("%s worker %s registered: %s", info.role, info.worker_id, info.data_address or "no data address")
         heartbeat, timeout = self.config.heartbeat_seconds, self.config.worker_timeout_seconds
         self._send(peer, Registered(epoch=self.epoch, heartbeat_seconds=heartbeat, timeout_seconds=timeout))
@@ -182,6 +190,7 @@ class SchedulerCore:
         worker = self.workers.heard_from(message.worker_id, peer)
         if worker is not None:
             worker.seen_at, worker.load = now, message.load
+            self.experience.heard(worker, message.load)
         self._send(peer, HeartbeatAck(epoch=self.epoch, known=worker is not None))
 
     def _on_goodbye(self, peer: bytes, message: Goodbye, now: float) -> None:
@@ -194,6 +203,7 @@ class SchedulerCore:
         jobs = list(worker.jobs.values())
         log.warning("lost %s worker %s with %d jobs: %s", worker.info.role, worker.worker_id, len(jobs), why)
         self.workers.remove(worker.worker_id)
+        self.experience.left(worker)
         for job in jobs:
             stage = job.state.value
             job.dropped(worker.worker_id)
@@ -237,6 +247,8 @@ class SchedulerCore:
         ended = message.finish_reason is not None
         if job is None or not job.prefilled(message.worker_id, ended, message.stats, now):
             return
+        job.progress.generated = max(1, job.progress.generated)
+        self.experience.prefilled(job, message.stats)
         if ended:
             self._end(job, DONE, now)
         elif not job.decode_worker:
@@ -291,6 +303,7 @@ class SchedulerCore:
             self.totals[failed(error).label] += 1
             return
         self.jobs[job.job_id] = tracked
+        self.decisions.queued(tracked, self.experience.forecast(tracked), self.policy.name, self.placement.name)
         self.policy.add(tracked, now)
         self._watch(tracked)
 
@@ -307,6 +320,9 @@ class SchedulerCore:
     def _on_status_request(self, peer: bytes, message: StatusRequest, now: float) -> None:
         self._gateways[peer] = now
         self._send(peer, self.status(now))
+
+    def _on_explain(self, peer: bytes, message: Explain, now: float) -> None:
+        self._send(peer, self.decisions.explain(message.job_id))
 
     def _drop_silent_gateways(self, now: float) -> None:
         oldest = now - 2 * self.config.worker_timeout_seconds
@@ -328,7 +344,9 @@ class SchedulerCore:
                 return
             self.policy.remove(job.job_id)
             job.place(pair.prefill.worker_id, pair.decode.worker_id if pair.decode is not None else "", now)
+            job.progress.run(now)
             pair.prefill.hold(job)
+            self.decisions.placed(job, pair)
             names = (job.prefill_worker, job.decode_worker or "no decode worker")
             log.info("job %s placed on %s and %s after %.3f s in the queue", job.job_id, *names, job.queue_seconds)
             if pair.decode is None:
@@ -363,7 +381,16 @@ class SchedulerCore:
             self._count(job, outcome, stage, why)
             if job.state is JobState.RELEASING:
                 self._watch(job)
+            if outcome is DONE:
+                self._learn_from(job, now)
         self._settle(job)
+
+    def _learn_from(self, job: TrackedJob, now: float) -> None:
+        tokens = job.stats.completion_tokens
+        self.decisions.ended(job.job_id, tokens)
+        if tokens > 0:
+            self.policy.observe(job, tokens, now)
+            self.experience.ended(job, tokens)
 
     def _count(self, job: TrackedJob, outcome: Outcome, stage: str, why: str) -> None:
         self.totals[outcome.label] += 1
@@ -383,7 +410,10 @@ class SchedulerCore:
             worker = self.workers.get(worker_id)
             if worker is not None and worker_id not in job.holds:
                 worker.drop(job.job_id)
-        if job.state is JobState.ENDED and self.jobs.pop(job.job_id, None) is not None and job.outcome is DONE:
+        if job.state is not JobState.ENDED or self.jobs.pop(job.job_id, None) is None:
+            return
+        self.policy.forget(job.job_id)
+        if job.outcome is DONE:
             log.info(
                 "job %s done on %s and %s", job.job_id, job.prefill_worker, job.decode_worker or "no decode worker"
             )

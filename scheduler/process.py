@@ -1,4 +1,4 @@
-"""The scheduler as a process: a socket, a clock and two loops around SchedulerCore."""
+"""The scheduler as a process: a socket, a clock and three loops around SchedulerCore."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transport.control import ControlServer
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
+LEARN_SECONDS = 0.02  # of every tick at most; on another thread
 
 
 class Scheduler:
@@ -37,8 +38,10 @@ class Scheduler:
         self._tasks = [
             asyncio.create_task(self._receive_loop(), name="scheduler receive"),
             asyncio.create_task(self._tick_loop(), name="scheduler tick"),
+            asyncio.create_task(self._learn_loop(), name="scheduler learn"),
         ]
-        log.info("scheduler at %s: policy %s, placement %s", self.address, self.config.policy, self.config.placement)
+        names = (self.config.policy, self.config.placement, self.config.predictor)
+        log.info("scheduler at %s: policy %s, placement %s, predictor %s", self.address, *names)
 
     async def stop(self) -> None:
         """Fails what is under way with UnavailableError, then closes. Idempotent."""
@@ -79,6 +82,15 @@ class Scheduler:
                 await self._send(self.core.tick(time.monotonic()))
             except Exception:  # the process's top loop
                 log.exception("a tick failed")
+
+    async def _learn_loop(self) -> None:
+        """A thread learns from jobs that have ended, while this one goes on placing."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                await asyncio.to_thread(self.core.experience.learn, LEARN_SECONDS)
+            except Exception:  # the process's top loop: what cannot be learned must not stop the scheduler
+                log.exception("learning failed")
 
     async def _send(self, outgoing: list[Outgoing]) -> None:
         """Sends in order; a peer that cannot be reached may change what there is to send."""

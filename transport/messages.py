@@ -118,6 +118,14 @@ class WorkerLoad(Model):
     tokens_per_second: float = 0.0
     bytes_shipped: int = Field(default=0, description="prefill: page and residual bytes since start")
     link_bytes_per_second: float = Field(default=0.0, description="measured, newest stream; 0 before the first")
+    step_seconds: float = Field(
+        default=0.0, description="decode: mean of the steps since the last heartbeat; 0 without any"
+    )
+    step_context_tokens: float = Field(
+        default=0.0, description="decode: mean of the tokens that the batch held in them"
+    )
+    step_jobs: float = Field(default=0.0, description="decode: mean of the jobs in them")
+    generated: dict[str, int] = Field(default_factory=dict, description="decode: tokens of each running job so far")
 
 
 class JobStats(Model):
@@ -329,6 +337,35 @@ class Status(Model):
     jobs_total: dict[str, int] = Field(description="since start, by outcome: done, failed:<code>, cancelled")
 
 
+class Explain(Model):
+    """Anyone -> scheduler: how was this job scheduled? Answered by Explanation, as long as the job is among the newest."""
+
+    kind: Literal["explain"] = "explain"
+    job_id: str
+
+
+class Explanation(Model):
+    """`known` is false, and everything else empty, for a job that is not among the newest."""
+
+    kind: Literal["explanation"] = "explanation"
+    job_id: str
+    known: bool
+    policy: str = ""
+    placement: str = ""
+    prompt_tokens: int = 0
+    predicted_tokens: tuple[float, ...] = Field(default=(), description="output lengths at the levels")
+    levels: tuple[float, ...] = ()
+    predicted_by: str = Field(default="", description="what the prediction rests on")
+    prefill_worker: str = ""
+    decode_worker: str = ""
+    queue_seconds: float | None = Field(default=None, description="None: not placed yet")
+    expected_seconds: float = Field(
+        default=0.0, description="from placement to the last token, as predicted; 0: was not"
+    )
+    why: str = ""
+    output_tokens: int | None = Field(default=None, description="None: not ended by itself yet")
+
+
 # ---- token plane: workers -> gateway
 
 
@@ -437,7 +474,7 @@ class Credit(Model):
 Message = Annotated[
     Register | Registered | Rejected | Heartbeat | HeartbeatAck | Goodbye
     | Reserve | Reserved | StartPrefill | PrefillDone | JobDone | WorkerFailed | Release | Released
-    | Submit | Cancel | Placed | JobFailed | JobEnded | StatusRequest | Status
+    | Submit | Cancel | Placed | JobFailed | JobEnded | StatusRequest | Status | Explain | Explanation
     | Tokens
     | Hello | Welcome | Refused | StreamOpen | Pages | Residual | StreamEnd | StreamAck | StreamAbort | Credit,
     Field(discriminator="kind"),

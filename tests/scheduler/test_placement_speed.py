@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -27,6 +29,15 @@ def infos() -> list[object]:
 
 def prior(k: float) -> WorkerPrior:
     return WorkerPrior(prefill=(5e-3 * k, 1e-4 * k, 1e-9), decode=(0.015 * k, 8e-8 * k, 5e-5), transfer=(1e-3, 4e-10))
+
+
+@pytest.fixture(autouse=True)
+def _frozen_heap() -> Iterator[None]:
+    """What the whole test run has imported is no part of a scheduler's heap, and takes tens of milliseconds to look through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", sorted(PLACEMENTS))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from packhorse.config import SchedulerConfig
-from packhorse.errors import ConfigError, UnavailableError
+from packhorse.errors import ConfigError, HandshakeError
 from scheduler.process import Scheduler
 from tests.scheduler.fakes import LAYOUT, decode_info, make_job, prefill_info
 from transport.control import ControlClient, ControlServer, WorkerAgent
@@ -238,7 +238,7 @@ async def test_a_worker_with_another_layout_is_rejected_at_start() -> None:
 async def test_a_wrong_secret_is_never_heard(secret: bytes | None) -> None:
     async with cluster(SECRET) as c:
         worker = FakeWorker(c.scheduler.address, decode_info("d2"), secret)
-        with pytest.raises(UnavailableError):
+        with pytest.raises(HandshakeError, match="secret"):
             await worker.agent.start(0.5)
         assert len(c.scheduler.core.workers) == 2
 

@@ -1,0 +1,108 @@
+"""What the scheduler believes of jobs and workers, and what it makes of their reports: a predictor of lengths, a cost model.
+
+Predicting happens where a job is queued; learning from jobs that have ended is asked for by `learn`, off the critical path. Knows
+nothing of queues, places or messages to send.
+"""
+
+from __future__ import annotations
+
+import logging
+from statistics import median
+
+from packhorse.errors import ConfigError
+from scheduler.cost import DEFAULT_PRIOR, CostModel, WorkerCost
+from scheduler.forecast import Forecast
+from scheduler.jobs import TrackedJob
+from scheduler.policies import Room
+from scheduler.predictor import JobFeatures, make_predictor
+from scheduler.workers import Worker, Workers
+from transport.messages import JobStats, Role, WorkerLoad
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 5.0
+
+
+class TypicalCost:
+    """The seconds of a worker in the middle of the fleet, for the ranks of jobs that have no worker yet."""
+
+    def __init__(self) -> None:
+        self._cost = WorkerCost.of(DEFAULT_PRIOR)
+        self._at: float | None = None
+
+    def prefill_seconds(self, tokens: int, cached_tokens: int = 0) -> float:
+        return self._cost.prefill_seconds(tokens, cached_tokens)
+
+    def step_seconds(self, context_tokens: int, batch: int) -> float:
+        return self._cost.step_seconds(context_tokens, batch)
+
+    def refresh(self, cost: CostModel, workers: Workers, now: float) -> None:
+        """Takes the median of each coefficient over the workers of its role, at most every REFRESH_SECONDS."""
+        if self._at is not None and now - self._at < REFRESH_SECONDS:
+            return
+        self._at = now
+        roles: tuple[Role, Role] = ("prefill", "decode")
+        for role in roles:
+            fits = [getattr(cost.worker(worker.worker_id), role).coefficients for worker in workers.of_role(role)]
+            if fits:
+                getattr(self._cost, role).coefficients = tuple(median(column) for column in zip(*fits, strict=True))
+
+
+class Experience:
+    """`cost` and `typical` always are; `predictor` is None where the configuration says none.
+
+    Raises ConfigError for an unknown predictor, and for the oracle, which only a simulation can feed.
+    """
+
+    def __init__(self, predictor: str) -> None:
+        self.cost, self.typical = CostModel(), TypicalCost()
+        self.predictor = make_predictor(predictor) if predictor != "none" else None
+        if predictor == "oracle":
+            raise ConfigError("predictor='oracle' knows lengths beforehand: it is for simulations", param="predictor")
+
+    def forecast(self, job: TrackedJob) -> str:
+        """Gives the job its forecast. Returns what that rests on."""
+        if self.predictor is None:
+            return "max_tokens"
+        said = self.predictor.predict(JobFeatures.of(job.job))
+        job.believe(Forecast.of(said, job.job.sampling.max_tokens))
+        return said.source
+
+    def ended(self, job: TrackedJob, output_tokens: int) -> None:
+        """The job ended by itself; `learn` learns from it."""
+        if self.predictor is not None:
+            self.predictor.observe(JobFeatures.of(job.job), output_tokens)
+
+    def learn(self, budget_seconds: float) -> int:
+        """Learns from ended jobs; returns how many. May run on another thread than everything else here."""
+        return self.predictor.learn(budget_seconds) if self.predictor is not None and self.predictor.pending else 0
+
+    # ---- workers
+
+    def joined(self, worker: Worker) -> None:
+        self.cost.add(worker.worker_id)
+
+    def left(self, worker: Worker) -> None:
+        self.cost.forget(worker.worker_id)
+
+    def prefilled(self, job: TrackedJob, stats: JobStats) -> None:
+        """Of a job on workers that are registered."""
+        self.cost.worker(job.prefill_worker).observe_prefill(job.prompt_tokens, stats.prefill_seconds)
+        if job.decode_worker and stats.ship_seconds > 0:
+            self.cost.observe_transfer(job.prefill_worker, job.decode_worker, stats.bytes_shipped, stats.ship_seconds)
+
+    def heard(self, worker: Worker, load: WorkerLoad) -> None:
+        """A heartbeat: the mean of the steps since the one before, and how far each job is."""
+        if load.step_seconds > 0 and load.step_jobs > 0:
+            fitted = self.cost.worker(worker.worker_id).decode
+            fitted.observe((1, load.step_context_tokens, load.step_jobs), load.step_seconds)
+        for job_id, generated in load.generated.items():
+            job = worker.jobs.get(job_id)
+            if job is not None:
+                job.progress.generated = max(job.progress.generated, min(generated, job.job.sampling.max_tokens))
+
+
+def room_of(worker: Worker, known: Room | None) -> Room:
+    """The larger of a decode worker's room and what is known, by pages."""
+    room = Room(worker.info.capacity_pages, worker.info.max_jobs)
+    return room if known is None or room.pages > known.pages else known

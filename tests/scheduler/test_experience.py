@@ -1,0 +1,156 @@
+"""Forecasts at Submit, learning from what ended, costs from reports; and the explanation of a decision."""
+
+from __future__ import annotations
+
+import pytest
+
+from packhorse.errors import ConfigError
+from scheduler.cost import DEFAULT_PRIOR
+from scheduler.decisions import Decisions
+from scheduler.experience import TypicalCost
+from scheduler.forecast import LEVELS
+from scheduler.policies import Room
+from scheduler.predictor import LEVELS as PREDICTED_LEVELS
+from scheduler.predictor import Prediction
+from tests.scheduler.fakes import GATEWAY, Bench, decode_info, make_job, prefill_info, tracked
+from transport.messages import Explain, Explanation, Heartbeat, WorkerLoad
+
+
+def bench(**config: object) -> Bench:
+    return Bench(prefill_info("p1"), decode_info("d1"), **config)
+
+
+def run(bench: Bench, job_id: str, output_tokens: int = 5) -> None:
+    bench.submit(make_job(job_id))
+    bench.reserved(job_id=job_id)
+    bench.prefilled(job_id=job_id, completion_tokens=1, prefill_seconds=0.5, ship_seconds=0.25, bytes_shipped=1000)
+    bench.decoded(job_id=job_id, completion_tokens=output_tokens)
+    bench.sent.clear()
+
+
+@pytest.mark.parametrize(("field", "name"), [("predictor", "nope"), ("predictor", "oracle")])
+def test_a_predictor_that_cannot_be_had_is_refused(field: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field}='?{name}"):
+        bench(**{field: name})
+
+
+def test_without_a_predictor_the_limit_is_believed() -> None:
+    b = bench()
+    b.submit(make_job(max_tokens=40))
+    assert b.core.jobs["job-1"].forecast.tokens == (40.0,) * len(LEVELS)
+    assert b.core.experience.learn(1.0) == 0
+
+
+def test_jobs_are_forecast_when_queued_and_learned_from_when_ended_and_not_before() -> None:
+    b = bench(predictor="percentile", policy="packhorse")
+    for i in range(40):
+        run(b, f"j{i}", output_tokens=5)
+    b.submit(make_job("before"))
+    assert b.core.jobs["before"].forecast.quantile(0.5) > 5
+    assert b.core.experience.learn(10.0) == 40
+    b.submit(make_job("after"))
+    assert b.core.jobs["after"].forecast.quantile(0.5) == pytest.approx(5, abs=0.5)
+
+
+def test_jobs_that_did_not_end_by_themselves_teach_nothing() -> None:
+    b = bench(predictor="percentile")
+    b.bring_to("decoding")
+    b.core.shut_down(b.now)
+    assert b.core.experience.learn(1.0) == 0
+
+
+def test_the_predictors_levels_hold_ours() -> None:
+    assert set(LEVELS) <= set(PREDICTED_LEVELS)
+    lengths = tuple(float(10 * i) for i in range(1, len(PREDICTED_LEVELS) + 1))
+    said = Prediction(lengths, 40.0, -4.0, "test")
+    assert [said.quantile(level) for level in LEVELS] == [lengths[PREDICTED_LEVELS.index(level)] for level in LEVELS]
+
+
+def test_reports_fit_the_costs_of_the_worker_and_the_link() -> None:
+    b = bench()
+    cost = b.core.experience.cost
+    before = cost.worker("p1").prefill_seconds(10)
+    for i in range(20):
+        run(b, f"j{i}")
+        load = WorkerLoad(step_seconds=0.2, step_context_tokens=100.0, step_jobs=2.0)
+        b.hear(b"d1", Heartbeat(worker_id="d1", load=load))
+    assert before < 0.1
+    assert cost.worker("p1").prefill_seconds(10) == pytest.approx(0.5, rel=0.05)
+    assert cost.worker("d1").step_seconds(100, 2) == pytest.approx(0.2, rel=0.05)
+    assert cost.transfer_seconds("p1", "d1", 1000) == pytest.approx(0.25, rel=0.05)
+
+
+def test_heartbeats_tell_progress() -> None:
+    b = bench()
+    b.bring_to("decoding")
+    progress = b.core.jobs["job-1"].progress
+    assert (progress.generated, progress.running) == (1, True)
+    for told, known in ((7, 7), (5, 7), (10**9, 20)):
+        b.hear(b"d1", Heartbeat(worker_id="d1", load=WorkerLoad(generated={"job-1": told, "unknown": 3})))
+        assert progress.generated == known
+
+
+def test_a_lost_workers_costs_are_forgotten() -> None:
+    b = bench()
+    run(b, "j")
+    b.core.unreachable(b"p1", b.now)
+    assert b.core.experience.cost.worker("p1").prefill.coefficients == DEFAULT_PRIOR.prefill
+
+
+def test_policies_know_the_typical_worker_and_the_largest_room() -> None:
+    b = Bench(
+        prefill_info("p1"), decode_info("d1"), decode_info("d2", capacity_pages=99, max_jobs=3), policy="packhorse"
+    )
+    assert b.core.policy.room == Room(99, 3)
+    cost, typical = b.core.experience.cost, TypicalCost()
+    for worker_id, b_decode in (("d1", 1.0), ("d2", 3.0)):
+        cost.worker(worker_id).decode.coefficients = (0.0, b_decode, 0.0)
+    typical.refresh(cost, b.core.workers, 0.0)
+    assert typical.step_seconds(1, 1) == 2.0
+    cost.worker("d1").decode.coefficients = (0.0, 5.0, 0.0)
+    typical.refresh(cost, b.core.workers, 1.0)
+    assert typical.step_seconds(1, 1) == 2.0  # not yet
+    typical.refresh(cost, b.core.workers, 9.0)
+    assert typical.step_seconds(1, 1) == 4.0
+
+
+def test_nothing_of_a_job_is_left_in_the_policy() -> None:
+    b = bench(policy="packhorse", placement="predicted")
+    run(b, "j")
+    b.bring_to("prefilling", "k")
+    b.core.shut_down(b.now)
+    b.released("p1", "k")
+    b.released("d1", "k")
+    b.assert_idle()
+    assert vars(b.core.policy)["_expected"] == {}
+
+
+def test_a_decision_is_explained_from_queue_to_end() -> None:
+    b = bench(policy="ssjf", placement="predicted", predictor="percentile")
+
+    def explain(job_id: str) -> Explanation:
+        b.hear(GATEWAY, Explain(job_id=job_id))
+        (said,) = b.take(Explanation, GATEWAY)
+        return said
+
+    assert explain("job-1") == Explanation(job_id="job-1", known=False)
+    b.submit()
+    said = explain("job-1")
+    assert (said.policy, said.placement, said.prefill_worker, said.decode_worker) == ("ssjf", "predicted", "p1", "d1")
+    assert said.predicted_tokens == b.core.jobs["job-1"].forecast.tokens
+    assert said.expected_seconds > 0
+    assert "transfer" in said.why
+    assert said.output_tokens is None
+    b.reserved()
+    b.prefilled()
+    b.decoded(completion_tokens=9)
+    assert explain("job-1").output_tokens == 9
+
+
+def test_only_the_newest_decisions_are_kept() -> None:
+    decisions = Decisions(most=3)
+    for i in range(10):
+        decisions.queued(tracked(f"j{i}"), "max_tokens", "fcfs", "least-loaded")
+    assert len(decisions) == 3
+    assert not decisions.explain("j6").known
+    assert decisions.explain("j7").queue_seconds is None
