@@ -100,6 +100,8 @@ class Forecast:
     def _share_below(self, tokens: float) -> float:
         """The level at which the quantile reaches `tokens`."""
         for (level, fewer), (higher, more) in pairwise(self._points()):
+            if tokens <= fewer:
+                return level
             if tokens < more:
                 return level + (higher - level) * (tokens - fewer) / (more - fewer)
         return 1.0
