@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from .base import LEVELS, Floats, Prediction, State, checked
 
-# Ours: half an octave per bin up to 2^16 tokens, the newest RECENT errors in each, quantiles from at least ENOUGH (neighbours lend).
+# Ours: half an octave per bin up to 2^16 tokens; quantiles of the newest half of a bin's errors (the oldest are a beginner's), of RECENT
+# at most and ENOUGH at least (bins next to it lend).
 BINS = 32
 BIN_WIDTH = 0.5 * math.log(2)
 RECENT = 256
@@ -29,10 +30,15 @@ class Calibration:
         self._errors = np.zeros((BINS, RECENT), np.float64)
         self._table = np.zeros(
             (BINS, len(LEVELS) + 1), np.float64
-        )  # quantiles of the error, then log of the mean of its exp
+        )  # quantiles of the error, log of the mean of its exp
 
     def __bool__(self) -> bool:
         return bool(self.added.any())
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has enough errors to be believed where another one would do."""
+        return int(self.added.sum()) >= ENOUGH
 
     def add(self, estimates: Floats, errors: Floats) -> None:
         """estimates, errors: [jobs]"""
@@ -55,7 +61,7 @@ class Calibration:
         return Prediction(tuple(lengths), mean, -estimate, source)
 
     def _refresh(self) -> None:
-        counts = np.minimum(self.added, RECENT)
+        counts = np.minimum(np.maximum((self.added + 1) // 2, np.minimum(self.added, ENOUGH)), RECENT)
         total = int(counts.sum())
         table = np.empty_like(self._table)
         for number in range(BINS):
@@ -72,7 +78,11 @@ class Calibration:
         while counts[low:high].sum() < enough:
             reach += 1
             low, high = max(number - reach, 0), min(number + reach + 1, BINS)
-        return np.concatenate([self._errors[i, : counts[i]] for i in range(low, high)])
+        return np.concatenate([self._newest(i, int(counts[i])) for i in range(low, high)])
+
+    def _newest(self, number: int, count: int) -> Floats:
+        errors: Floats = self._errors[number, (self.added[number] - 1 - np.arange(count)) % RECENT]
+        return errors
 
     def state(self) -> State:
         return {"added": self.added, "errors": self._errors}

@@ -33,6 +33,7 @@ class SparseLinear:
         squares = self._squares[columns] + gradient * gradient
         self._squares[columns] = squares
         self.weights[columns] -= np.float32(self.rate * share) * gradient / np.sqrt(squares)
+        self.bias -= self.rate * share * float(slopes.sum())
 
     def state(self) -> State:
         return {"weights": self.weights, "squares": self._squares, "bias": np.array(self.bias)}

@@ -11,50 +11,70 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base import Floats, State, checked
+from .base import Floats, Saved, State, checked
+from .features import Rows
 from .regressor import LinearPredictor
-from .replay import Sample
+from .replay import Sample, log_tokens
 
 GROUP_TOKENS = 10
+RANK_RATE = 0.1
 FORGET = 0.01  # of the line from score to log length, per list (ours)
 
 
+class RankLoss:
+    """ListMLE over lists of samples, and the line by which its scores, higher for shorter, stand for log lengths."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._lists = 0
+        self._moments = np.zeros(5)  # of score s and log length l: 1, s, l, s*s, s*l
+
+    def start(self, lengths: Floats) -> None:
+        self._moments = np.array([FORGET, 0.0, FORGET * float(lengths.mean()), 0.0, 0.0])
+
+    def slopes(self, scores: Floats, lengths: Floats) -> Floats:
+        """The loss's derivatives by `scores`; lengths: their logs. Both [list]."""
+        terms = np.stack([np.ones_like(scores), scores, lengths, scores * scores, scores * lengths])
+        self._moments = (1 - FORGET) * self._moments + FORGET * terms.mean(axis=1)
+        self._lists += 1
+        ties = np.random.default_rng((self._seed, self._lists)).random(len(lengths))
+        return list_mle_slopes(scores, np.lexsort((ties, np.exp(lengths) // GROUP_TOKENS))) / len(lengths)
+
+    def lengths(self, scores: Floats) -> Floats:
+        """Log lengths by the running least-squares line, which never rises with the score."""
+        weight, score, length, square, product = self._moments.tolist()
+        score, length = score / weight, length / weight
+        slope = min((product / weight - score * length) / (square / weight - score * score + 1e-6), -1e-3)
+        return length + slope * (scores - score)
+
+    def state(self) -> State:
+        return {"moments": self._moments, "lists": np.array(self._lists)}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._moments, self._lists = checked(state, "moments", self._moments), int(state["lists"])
+
+
 class Ranker(LinearPredictor):
-    """Outputs are scores, higher for shorter; a running least-squares line turns them into lengths for those who want quantiles."""
+    """Scores by RankLoss; who wants quantiles gets those of past jobs of like scores."""
 
     name = "rank"
-    rate = 0.1
+    rate = RANK_RATE
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(seed)
-        self._seed = seed
-        self._moments = np.zeros(5)  # of score s and log length l: 1, s, l, s*s, s*l
+        self.loss = RankLoss(seed)
 
-    def estimate(self, output: float) -> float:
-        weight, score, length, square, product = self._moments.tolist()
-        if not weight:
-            return -output
-        score, length = score / weight, length / weight
-        slope = min((product / weight - score * length) / (square / weight - score * score + 1e-6), -1e-3)
-        return length + slope * (output - score)
+    def start(self, lengths: Floats) -> None:
+        self.loss.start(lengths)
+
+    def estimates(self, rows: Rows) -> Floats:
+        return self.loss.lengths(self.linear.outputs(rows))
 
     def slopes(self, outputs: Floats, samples: Sequence[Sample]) -> Floats:
-        lengths = np.array([sample.log_tokens for sample in samples])
-        self._fit_line(outputs, lengths)
-        groups = np.exp(lengths) // GROUP_TOKENS
-        ties = np.random.default_rng((self._seed, samples[0].serial, self.replay.added)).random(len(groups))
-        return list_mle_slopes(outputs, np.lexsort((ties, groups))) / len(samples)
+        return self.loss.slopes(outputs, log_tokens(samples))
 
-    def _fit_line(self, scores: Floats, lengths: Floats) -> None:
-        terms = np.stack([np.ones_like(scores), scores, lengths, scores * scores, scores * lengths])
-        self._moments = (1 - FORGET) * self._moments + FORGET * terms.mean(axis=1)
-
-    def state(self) -> State:
-        return {**super().state(), "moments": self._moments}
-
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        super().restore(state)
-        self._moments = checked(state, "moments", self._moments)
+    def _parts(self) -> dict[str, Saved]:
+        return {**super()._parts(), "loss": self.loss}
 
 
 def list_mle_slopes(scores: Floats, order: npt.NDArray[np.int64]) -> Floats:

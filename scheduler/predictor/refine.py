@@ -1,8 +1,8 @@
 """TRAIL's refinement while decoding (Shahout et al., arXiv 2410.01035): belief over bins of the tokens that remain.
 
 Each token moves belief one bin down with chance 1 / bin width (the transition T; k tokens at once are T^k), and a score from the
-model's hidden states, where the worker sends one, multiplies it. Ours: that the job still runs is evidence too, since a job in the
-lowest bin ends with each token by the same chance. And the first belief is the predictor's distribution, not a classifier's.
+model's hidden states, where the worker sends one, multiplies it. Ours: the first belief is the predictor's distribution, not a
+classifier's; and by option that the job still runs is evidence, since one in the lowest bin would end with each token by that chance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BINS = 10  # the paper's, over 0 to 512
 class Refiner:
     """The belief of one job. `generated` counts its tokens so far; bins are equal parts of 0 to `max_tokens`."""
 
-    def __init__(self, prediction: Prediction, max_tokens: int, bins: int = BINS, survival: bool = True) -> None:
+    def __init__(self, prediction: Prediction, max_tokens: int, bins: int = BINS, survival: bool = False) -> None:
         if max_tokens < 1 or bins < 1:
             raise ValueError(f"max_tokens={max_tokens} and bins={bins} must be at least 1")
         self.max_tokens = max_tokens

@@ -48,39 +48,40 @@ class LinearPredictor(Predictor):
     def row(self, job: JobFeatures) -> Rows:
         return self.featurizer.rows([buckets(job)], [job.length])
 
-    def estimate(self, output: float) -> float:
-        """The log length that an output of the model stands for."""
-        return output
-
     def slopes(self, outputs: Floats, samples: Sequence[Sample]) -> Floats:
         """The loss's derivatives by `outputs`, [samples]."""
         raise NotImplementedError
 
-    def start(self, samples: Sequence[Sample]) -> None:
-        """Before the first step: `samples` are the first ever."""
+    def start(self, lengths: Floats) -> None:
+        """Before anything is learned: the log lengths of the first jobs."""
 
     def predict(self, job: JobFeatures) -> Prediction:
         return self.predict_row(self.row(job), job.max_tokens)
 
     def predict_row(self, row: Rows, max_tokens: int) -> Prediction:
-        estimate = self.estimate(float(self.linear.outputs(row)[0]))
-        return self.calibration.prediction(estimate, max_tokens, self.name)
+        if not self.calibration:
+            return Prediction.ignorant(max_tokens)
+        return self.calibration.prediction(float(self.estimates(row)[0]), max_tokens, self.name)
 
     def learn_batch(self, batch: Sequence[Observation]) -> None:
-        prompts = [buckets(seen.job) for seen in batch]
+        prompts = self.read(batch)
         estimates = self.estimates(self.featurizer.rows(prompts, [seen.job.length for seen in batch]))
         samples = self.train(batch, prompts)
         calibrate(self.calibration, estimates, samples)
 
+    def read(self, batch: Sequence[Observation]) -> list[Buckets]:
+        """The jobs' buckets; to be called first for every batch."""
+        if not self.replay.added:
+            self.start(np.array([seen.log_tokens for seen in batch]))
+        return [buckets(seen.job) for seen in batch]
+
     def estimates(self, rows: Rows) -> Floats:
-        return np.array([self.estimate(output) for output in self.linear.outputs(rows).tolist()], np.float64)
+        """[rows] log lengths."""
+        return self.linear.outputs(rows)
 
     def train(self, batch: Sequence[Observation], prompts: Sequence[Buckets]) -> list[Sample]:
         """Steps over the batch and REPLAYED times as many earlier jobs; returns the samples of the batch."""
         self.featurizer.count(prompts)
-        if not self.replay.added:
-            first = [Sample(0, p, s.job.length, s.log_tokens, s.truncated) for s, p in zip(batch, prompts, strict=True)]
-            self.start(first)
         earlier = self.replay.draw(REPLAYED * len(batch))
         new = [
             self.replay.add(p, seen.job.length, seen.log_tokens, seen.truncated)
@@ -119,15 +120,14 @@ class Regressor(LinearPredictor):
 
     name = "regressor"
 
-    def start(self, samples: Sequence[Sample]) -> None:
-        self.linear.bias = float(np.median(log_tokens(samples)))
+    def start(self, lengths: Floats) -> None:
+        self.linear.bias = float(np.median(lengths))
 
     def slopes(self, outputs: Floats, samples: Sequence[Sample]) -> Floats:
         errors = log_tokens(samples) - outputs
         slopes = -np.sign(errors) / len(samples)
         cut = np.array([sample.truncated for sample in samples])
         slopes[cut & (errors < 0)] = 0.0
-        self.linear.bias -= RATE * float(slopes.sum()) * len(samples) / LEARN_BATCH
         return slopes
 
 

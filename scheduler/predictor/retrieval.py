@@ -50,7 +50,7 @@ class Retrieval(Predictor):
 
     def __init__(self, seed: int = 0, capacity: int = CAPACITY, embedding: SentenceModel | None = None) -> None:
         super().__init__()
-        self.regressor = _Watched(seed, self._refresh)
+        self.regressor = _Watched(seed, self.on_trained)
         self._embedding = embedding
         self._sketch = None if embedding else Sketch()
         self.store = PromptStore(embedding.dims if embedding else Sketch().dims, capacity, seed)
@@ -78,7 +78,7 @@ class Retrieval(Predictor):
         rows = self.regressor.featurizer.rows([buckets(job) for job in jobs], [job.length for job in jobs])
         self.store.add(self.vectors(jobs, rows), np.array([seen.log_tokens for seen in batch]))
 
-    def _refresh(self, samples: Sequence[Sample], rows: Rows) -> None:
+    def on_trained(self, samples: Sequence[Sample], rows: Rows) -> None:
         """The regressor changed its mind about these: so do their sketches."""
         if self._sketch is None:
             return

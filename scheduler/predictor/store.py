@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ FLAT_ROWS = 1_024
 MAX_CELLS = 512
 PROBED_CELLS = 8
 CELL_ROWS = 256
-PROBED_ROWS = 1_536
+PROBED_ROWS = 512
 
 Vectors = npt.NDArray[np.float32]
 Slots = npt.NDArray[np.int64]
+Cells = list[dict[int, None]]  # of each leader its slots, in the order in which they were last written
+Index = tuple[Vectors, Cells]  # swapped as one, for readers in another thread
 
 
 class PromptStore:
@@ -37,8 +40,7 @@ class PromptStore:
         self._codes = np.zeros((capacity, dims), np.int8)
         self._scales = np.zeros(capacity, np.float32)  # 1 / norm of the codes; 0: an empty vector, near to nothing
         self._log_tokens = np.zeros(capacity, np.float32)
-        self._leaders: Vectors = np.zeros((0, dims), np.float32)
-        self._cells: list[list[int]] = []
+        self._index: Index = (np.zeros((0, dims), np.float32), [])
         self._cell_of = np.full(capacity, -1, np.int32)
         self._led_at = 0
 
@@ -64,9 +66,10 @@ class PromptStore:
         self._codes[slots] = codes.astype(np.int8)
         norms = np.sqrt((codes * codes).sum(axis=1))
         self._scales[slots] = np.where(norms > 0, 1 / np.maximum(norms, 1e-12), 0)
-        if len(self._leaders):
-            for slot, cell in zip(slots.tolist(), _nearest(vectors, self._leaders).tolist(), strict=True):
-                self._move(slot, cell)
+        leaders, cells = self._index
+        if cells:
+            for slot, cell in zip(slots.tolist(), _nearest(vectors, leaders).tolist(), strict=True):
+                self._move(cells, slot, cell)
 
     def search(self, vector: Vectors, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Cosines and log lengths of about the `count` nearest entries to `vector` [dims], in no order."""
@@ -81,15 +84,15 @@ class PromptStore:
         return cosines, self._log_tokens[slots]
 
     def _candidates(self, vector: Vectors) -> Slots:
-        leaders, cells = self._leaders, self._cells
-        if not len(leaders):
+        leaders, cells = self._index
+        if not cells:
             return np.arange(len(self))
         closeness = leaders @ vector
         probes = min(PROBED_CELLS, len(leaders))
         nearest = np.argpartition(closeness, len(leaders) - probes)[len(leaders) - probes :]
         found: list[int] = []
         for cell in nearest[np.argsort(-closeness[nearest])].tolist():
-            found += cells[cell][-CELL_ROWS:]
+            found += list(islice(reversed(cells[cell]), CELL_ROWS))  # one call into C: nobody writes in between
             if len(found) >= PROBED_ROWS:
                 break
         return np.array(found[:PROBED_ROWS], np.int64)
@@ -106,39 +109,39 @@ class PromptStore:
         rng = np.random.default_rng((self._seed, self.added))
         chosen = rng.choice(size, min(MAX_CELLS, int(2 * math.sqrt(size))), replace=False)
         leaders = self._codes[chosen].astype(np.float32) * self._scales[chosen, None]
-        cell_of = np.empty(size, np.int32)
+        cell_of = np.empty(size, np.int64)
+        cells: Cells
         for start in range(0, size, 4096):
             part = slice(start, min(start + 4096, size))
             cell_of[part] = _nearest(self._codes[part].astype(np.float32), leaders)
-        cells: list[list[int]] = [[] for _ in range(len(leaders))]
-        for slot in self._by_age():
-            cells[cell_of[slot]].append(slot)
+        kept, cell_of = np.unique(cell_of, return_inverse=True)  # without leaders that another one stands before
+        leaders, cells = leaders[kept], [{} for _ in kept]
+        for slot, cell in zip(self._by_age(), cell_of[self._by_age()].tolist(), strict=True):
+            cells[cell][slot] = None
         self._cell_of[:size] = cell_of
-        self._cells, self._leaders, self._led_at = cells, leaders, self.added
+        self._index, self._led_at = (leaders, cells), self.added
 
     def _by_age(self) -> list[int]:
         first = self.added % self.capacity if self.added > self.capacity else 0
         return [*range(first, len(self)), *range(first)]
 
-    def _move(self, slot: int, cell: int) -> None:
+    def _move(self, cells: Cells, slot: int, cell: int) -> None:
         old = int(self._cell_of[slot])
-        if old == cell:
-            return
         if old >= 0:
-            self._cells[old].remove(slot)
-        self._cells[cell].append(slot)
+            del cells[old][slot]
+        cells[cell][slot] = None
         self._cell_of[slot] = cell
 
     def state(self) -> State:
-        size = len(self)
+        size, (leaders, cells) = len(self), self._index
         return {
             "added": np.array([self.added, self._led_at]),
             "codes": self._codes[:size],
             "scales": self._scales[:size],
             "log_tokens": self._log_tokens[:size],
-            "leaders": self._leaders,
-            "cell_sizes": np.array([len(cell) for cell in self._cells], np.int64),
-            "cell_slots": np.array([slot for cell in self._cells for slot in cell], np.int64),
+            "leaders": leaders,
+            "cell_sizes": np.array([len(cell) for cell in cells], np.int64),
+            "cell_slots": np.array([slot for cell in cells for slot in cell], np.int64),
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -153,8 +156,9 @@ class PromptStore:
         self._scales[:size] = checked(state, "scales", self._scales[:size])
         self._log_tokens[:size] = checked(state, "log_tokens", self._log_tokens[:size])
         self._cell_of[slots] = np.repeat(np.arange(len(sizes)), sizes)
-        self._cells = [part.tolist() for part in np.split(slots, np.cumsum(sizes)[:-1])] if len(sizes) else []
-        self._leaders, self.added, self._led_at = leaders.copy(), added, led_at
+        parts = np.split(slots, np.cumsum(sizes)[:-1]) if len(sizes) else []
+        self._index = (leaders.copy(), [dict.fromkeys(part.tolist()) for part in parts])
+        self.added, self._led_at = added, led_at
 
 
 def _nearest(vectors: Vectors, leaders: Vectors) -> npt.NDArray[np.int64]:
