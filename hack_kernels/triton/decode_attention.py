@@ -1,0 +1,265 @@
+"""Decode attention for the GPU: a split-KV kernel over closed pages, and one that merges the splits with the residual.
+
+On codes, the first runs a program of one warp per sequence, KV head and split: all query heads of the KV head share the page's expanded
+codes, and one warp waits for no other. Many small programs keep loads in flight. See page.py for what happens within a page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hack_kernels.page_format import PageFormat
+
+from .dense import NEVER, attend_keys, empty_rows, split_terms
+from .launch import INTERPRETED, TRITON_DTYPES, check_group, last_contiguous, next_power_of_2, num_splits, query_terms
+from .layout import layout_of
+from .page import (
+    LOG2_E,
+    block_channels,
+    load_bias_queries,
+    load_queries,
+    page_bias,
+    page_scores,
+    weigh_values,
+)
+
+_RESCALE_AT = tl.constexpr(40.0)  # log2: float32 sums may outgrow their reference by this before they are scaled back
+
+
+@triton.jit
+def attend_page(state, page, queries, bias_queries, query_scale, bias_scale, L: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
+    """One page added to `state`: reference score [ROWS], totals [ROWS, 4] (by lane), blocks of output, offsets of groups.
+
+    Sums are kept relative to a reference score that rises only when a page's scores outgrow it by far, so that the usual page scales
+    nothing back.
+    """
+    top, total, out, offsets = state
+    dots, step = page_scores(page, queries, L, ROWS, PTX)
+    step = step * query_scale
+    bias = page_bias(page, bias_queries, L, ROWS, PTX) * bias_scale
+    largest_dot = tl.max(dots, 1)
+    page_top = step * largest_dot + bias
+    w = tl.exp2(dots * step[:, None] - (step * largest_dot)[:, None])
+    if tl.max(page_top - top, 0) > _RESCALE_AT:
+        new_top = tl.maximum(top, page_top)
+        keep = tl.exp2(top - new_top)
+        total = total * keep[:, None]
+        out = _scale_all(out, keep)
+        offsets = _scale_all(offsets, keep)
+        top = new_top
+    share = tl.exp2(page_top - top)
+    total = total + tl.sum(tl.reshape(w, (ROWS, 4, 16)), 2) * share[:, None]
+    out, offsets = weigh_values(out, offsets, w, share, page, L, ROWS, PTX)
+    return top, total, out, offsets
+
+
+@triton.jit
+def _scale_all(tensors, factor):
+    scaled = ()
+    COUNT: tl.constexpr = len(tensors)
+    for i in tl.static_range(COUNT):
+        scaled = scaled + (tensors[i] * factor[None, :],)
+    return scaled
+
+
+@triton.jit
+def empty_state(L: tl.constexpr, ROWS: tl.constexpr):
+    out = ()
+    for _ in tl.static_range(L.v_blocks):
+        out = out + (tl.zeros((L.v_padded, ROWS), tl.float32),)
+    offsets = ()
+    for _ in tl.static_range(L.v_groups):
+        offsets = offsets + (tl.zeros((16, ROWS), tl.float32),)
+    return tl.full((ROWS,), NEVER, tl.float32), tl.zeros((ROWS, 4), tl.float32), out, offsets
+
+
+@triton.jit
+def attend_pages(
+    q, pages, page_table, num_pages, part_out, part_top, part_total, scale, slot_stride, head_stride, table_stride,
+    HEADS: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, TERMS: tl.constexpr,
+    PTX: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Programs (split, KV head, sequence): part_out float32 [batch, heads, splits, head_dim], part_top (log2), part_total [.., splits].
+
+    Strides are in bytes for `pages`, in elements for the table. A split without pages writes a total of 0, and no output.
+    """
+    kv_head = tl.program_id(1)
+    sequence = tl.program_id(2).to(tl.int64)
+    first, last = split_range(num_pages, sequence)
+    row = tl.arange(0, ROWS)
+    part = (sequence * HEADS + kv_head * GROUP + row) * tl.num_programs(0) + tl.program_id(0)
+    if first >= last:
+        tl.store(part_total + part, tl.zeros((ROWS,), tl.float32), mask=row < GROUP)
+        return
+    q_row = q + (sequence * HEADS + kv_head * GROUP) * L.head_dim
+    queries, query_scale = load_queries(q_row, L.head_dim, row, row < GROUP, L, PTX)
+    row16 = tl.arange(0, max(ROWS, 16))
+    bias_queries = load_bias_queries(q_row, L.head_dim, row16, row16 < GROUP, L, TERMS)
+    query_scale = query_scale * (scale * LOG2_E * 0.03125)
+
+    state = empty_state(L, ROWS)
+    table = page_table + sequence * table_stride
+    for index in tl.range(first, last, num_stages=STAGES):
+        page = pages + tl.multiple_of(tl.load(table + index) * slot_stride + kv_head * head_stride, 16)
+        state = attend_page(state, page, queries, bias_queries, query_scale, scale * LOG2_E, L, ROWS, PTX)
+
+    top, total, out, offsets = state
+    tl.store(part_top + part, top, mask=row < GROUP)
+    tl.store(part_total + part, tl.sum(total, 1), mask=row < GROUP)
+    channel = block_channels(L)
+    for block in tl.static_range(L.v_blocks):
+        values = out[block] + tl.max(offsets[block * L.v_groups // L.v_blocks], 0)[None, :]
+        pointers = part_out + part[None, :] * L.head_dim + block * L.v_rows + channel[:, None]
+        tl.store(pointers, values, mask=(channel < L.v_rows)[:, None] & (row < GROUP)[None, :])
+
+
+@triton.jit
+def split_range(num_pages, sequence):
+    """The pages of this program's split: first, and one past the last."""
+    count = tl.load(num_pages + sequence).to(tl.int32)
+    each = tl.cdiv(count, tl.num_programs(0))
+    first = tl.program_id(0) * each
+    return first, tl.minimum(first + each, count)
+
+
+@triton.jit
+def attend_raw_pages(
+    q, pages, page_table, num_pages, part_out, part_top, part_total, scale, slot_stride, head_stride, table_stride,
+    HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    GROUP: tl.constexpr, TERMS: tl.constexpr, W_TERMS: tl.constexpr, DTYPE: tl.constexpr,
+    PTX: tl.constexpr,
+):  # fmt: skip
+    """As attend_pages, over raw pages: K [TOKENS, DIM] of DTYPE, then V."""
+    kv_head = tl.program_id(1)
+    sequence = tl.program_id(2).to(tl.int64)
+    first, last = split_range(num_pages, sequence)
+    row = tl.arange(0, ROWS)
+    part = (sequence * HEADS + kv_head * GROUP + row) * tl.num_programs(0) + tl.program_id(0)
+    dims = tl.arange(0, PADDED)
+    mask = (row < GROUP)[:, None] & (dims < DIM)[None, :]
+    x = tl.load(q + (sequence * HEADS + kv_head * GROUP + row)[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
+    queries = split_terms(x, DTYPE, TERMS)
+    token = tl.arange(0, 64)
+    state = empty_rows(ROWS, PADDED)
+    for index in range(first, last):
+        slot = tl.load(page_table + sequence * table_stride + index)
+        keys = (pages + slot * slot_stride + kv_head * head_stride).to(tl.pointer_type(DTYPE))
+        for start in range(0, TOKENS, 64):
+            pointers = keys + (start + token)[:, None] * DIM + dims[None, :]
+            inside = (start + token < TOKENS)[:, None] & (dims < DIM)[None, :]
+            k = tl.load(pointers, mask=inside, other=0.0)
+            v = tl.load(pointers + TOKENS * DIM, mask=inside, other=0.0)
+            seen = tl.broadcast_to((start + token < TOKENS)[None, :], (ROWS, 64))
+            state = attend_keys(state, queries, k, v, seen, scale * LOG2_E, W_TERMS, PTX)
+    top, total, out = state
+    tl.store(part_top + part, top, mask=row < GROUP)
+    tl.store(part_total + part, total, mask=row < GROUP)
+    tl.store(part_out + part[:, None] * DIM + dims[None, :], out, mask=mask)
+
+
+@triton.jit
+def merge_splits(
+    q, residual, residual_rows, residual_tokens, part_out, part_top, part_total, out, scale,
+    row_stride, value_stride, head_stride, slot_stride, splits,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Programs (head, sequence): attends the residual in float32, adds the splits by log-sum-exp, writes out [batch, heads, DIM]."""
+    head = tl.program_id(0)
+    sequence = tl.program_id(1).to(tl.int64)
+    dims = tl.arange(0, PADDED)
+    q_row = sequence * HEADS + head
+    x = tl.load(q + q_row * DIM + dims, mask=dims < DIM, other=0.0).to(tl.float32) * (scale * LOG2_E)
+    keys = residual + tl.load(residual_rows + sequence) * row_stride + (head // GROUP) * head_stride
+    count = tl.load(residual_tokens + sequence).to(tl.int32)
+    top, total, result = _empty_row(PADDED)
+    for start in range(0, count, TILE):
+        slot = start + tl.arange(0, TILE)
+        pointers = keys + slot[:, None] * slot_stride + dims[None, :]
+        inside = (slot < count)[:, None] & (dims < DIM)[None, :]
+        k = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+        scores = tl.where(slot < count, tl.sum(k * x[None, :], 1), NEVER)
+        v = tl.load(pointers + value_stride, mask=inside, other=0.0).to(tl.float32)
+        top, total, result = _merge(top, total, result, scores, tl.where(slot < count, 1.0, 0.0), v)
+    for start in range(0, splits, TILE):
+        split = start + tl.arange(0, TILE)
+        part = q_row * splits + split
+        share = tl.load(part_total + part, mask=split < splits, other=0.0)
+        held = share != 0.0  # true of NaN
+        tops = tl.load(part_top + part, mask=held, other=NEVER)
+        pointers = part_out + part[:, None] * DIM + dims[None, :]
+        v = tl.load(pointers, mask=held[:, None] & (dims < DIM)[None, :], other=0.0)
+        top, total, result = _merge(top, total, result, tops, share, v)
+    tl.store(out + q_row * DIM + dims, (result / total).to(out.dtype.element_ty), mask=dims < DIM)
+
+
+@triton.jit
+def _empty_row(DIM: tl.constexpr):
+    return tl.full((), NEVER, tl.float32), tl.full((), 0.0, tl.float32), tl.zeros((DIM,), tl.float32)
+
+
+@triton.jit
+def _merge(top, total, result, tops, totals, values):
+    """Adds partial sums [n] and values [n, DIM], relative to `tops` (log2), to running ones relative to `top`."""
+    new_top = tl.maximum(top, tl.max(tops, 0))
+    keep = tl.exp2(top - new_top)
+    shares = tl.exp2(tops - new_top)
+    total = total * keep + tl.sum(shares * totals, 0)
+    return new_top, total, result * keep + tl.sum(shares[:, None] * values, 0)
+
+
+def decode_attention(
+    fmt: PageFormat,
+    q: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    num_pages: Tensor,
+    residual: Tensor,
+    residual_rows: Tensor,
+    residual_tokens: Tensor,
+    scale: float,
+) -> Tensor:
+    """See hack_kernels/decode_attention.py. Raises ValueError for a format or a GQA ratio without a kernel."""
+    batch, heads, dim = q.shape
+    group = heads // pages.shape[1]
+    check_group(group)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if batch == 0:
+        return out
+    q = q.contiguous()
+    splits = num_splits(q.device, batch * pages.shape[1], page_table.shape[1]) if pages.shape[0] else 0
+    part_out = q.new_empty(batch, heads, splits, dim, dtype=torch.float32)
+    part_top, part_total = (q.new_empty(batch, heads, splits, dtype=torch.float32) for _ in range(2))
+    if splits:
+        pages, page_table = last_contiguous(pages), last_contiguous(page_table)
+        parts = (q, pages, page_table, num_pages.contiguous(), part_out, part_top, part_total, float(scale))
+        strides = (pages.stride(0), pages.stride(1), page_table.stride(0))
+        _attend(fmt, (splits, pages.shape[1], batch), (*parts, *strides), heads, group, q.dtype)
+    residual = last_contiguous(residual)
+    merge_splits[(heads, batch)](
+        q, residual, residual_rows, residual_tokens, part_out, part_top, part_total, out, float(scale),
+        *residual.stride()[:4], splits,
+        HEADS=heads, GROUP=group, DIM=dim, PADDED=next_power_of_2(dim), TILE=32, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _attend(
+    fmt: PageFormat, grid: tuple[int, ...], arguments: tuple[Any, ...], heads: int, group: int, dtype: torch.dtype
+) -> None:
+    if fmt.raw:
+        attend_raw_pages[grid](
+            *arguments, HEADS=heads, DIM=fmt.head_dim, PADDED=max(16, next_power_of_2(fmt.head_dim)),
+            TOKENS=fmt.page_tokens, ROWS=16, GROUP=group, TERMS=query_terms(dtype, fmt.dtype),
+            W_TERMS=2 if fmt.dtype != torch.float32 else 1, DTYPE=TRITON_DTYPES[fmt.dtype],
+            PTX=not INTERPRETED, num_warps=4,
+        )  # fmt: skip
+    else:
+        attend_pages[grid](
+            *arguments, HEADS=heads, L=layout_of(fmt), ROWS=8 if group <= 8 else 16, GROUP=group,
+            TERMS=query_terms(dtype, torch.bfloat16), PTX=not INTERPRETED, STAGES=1, num_warps=1, num_stages=1,
+        )  # fmt: skip

@@ -1,0 +1,202 @@
+"""Jitted elementwise arithmetic on bytes and float16 numbers, several to a 32-bit register.
+
+Every helper has two ways, chosen by the constexpr PTX: inline PTX that works on whole registers for the GPU, and plain operations for
+triton's interpreter, which has no inline assembly; the plain way is the specification of the other. Both compile. Which elements
+share a register is the compiler's choice, so each helper is elementwise and right for any. Knows nothing of pages.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_ROUND = tl.constexpr(
+    1536.0
+)  # float16 numbers near it are 1 apart: adding it leaves the nearest integer in the low byte
+
+
+@triton.jit
+def code_field(codes, BITS: tl.constexpr, FIELD: tl.constexpr, PTX: tl.constexpr):
+    """uint8 bytes of packed codes -> int8, the code in bits FIELD * BITS and on; of 8-bit codes, code - 128."""
+    SHIFT: tl.constexpr = FIELD * BITS
+    if BITS == 8:
+        if PTX:
+            return tl.inline_asm_elementwise(
+                "xor.b32 $0, $1, 0x80808080;", "=r,r", [codes], dtype=tl.int8, is_pure=True, pack=4
+            )
+        return (codes ^ 0x80).to(tl.int8, bitcast=True)
+    if not PTX:
+        return ((codes >> SHIFT) & (2**BITS - 1)).to(tl.int8)
+    if BITS == 4:
+        if SHIFT == 0:
+            return _and(codes, "and.b32 $0, $1, 0x0F0F0F0F;")
+        return _and(codes, "shr.b32 $0, $1, 4; and.b32 $0, $0, 0x0F0F0F0F;")
+    if SHIFT == 0:
+        return _and(codes, "and.b32 $0, $1, 0x03030303;")
+    if SHIFT == 2:
+        return _and(codes, "shr.b32 $0, $1, 2; and.b32 $0, $0, 0x03030303;")
+    if SHIFT == 4:
+        return _and(codes, "shr.b32 $0, $1, 4; and.b32 $0, $0, 0x03030303;")
+    return _and(codes, "shr.b32 $0, $1, 6; and.b32 $0, $0, 0x03030303;")
+
+
+@triton.jit
+def code_field_in_place(codes, BITS: tl.constexpr, FIELD: tl.constexpr, PTX: tl.constexpr):
+    """As code_field, times in_place_weight(BITS, FIELD): of 2-bit codes, a shift is saved where the sign bit allows."""
+    if BITS != 2 or FIELD == 0:
+        return code_field(codes, BITS, FIELD, PTX)
+    if not PTX:
+        if FIELD == 3:
+            return ((codes >> 2) & 0x30).to(tl.int8)
+        return (codes & (3 * 4**FIELD)).to(tl.int8)
+    if FIELD == 1:
+        return _and(codes, "and.b32 $0, $1, 0x0C0C0C0C;")
+    if FIELD == 2:
+        return _and(codes, "and.b32 $0, $1, 0x30303030;")
+    return _and(codes, "shr.b32 $0, $1, 2; and.b32 $0, $0, 0x30303030;")
+
+
+@triton.jit
+def in_place_weight(BITS: tl.constexpr, FIELD: tl.constexpr):
+    if BITS != 2 or FIELD == 0:
+        return 1.0
+    if FIELD == 1:
+        return 4.0
+    return 16.0
+
+
+@triton.jit
+def _and(codes, ASM: tl.constexpr):
+    return tl.inline_asm_elementwise(ASM, "=&r,r", [codes], dtype=tl.int8, is_pure=True, pack=4)
+
+
+@triton.jit
+def code_halves_in_place(codes, BITS: tl.constexpr, FIELD: tl.constexpr, PTX: tl.constexpr):
+    """uint8 bytes of packed codes -> float16, the code in bits FIELD * BITS and on times 2**(FIELD * BITS), exact."""
+    MASK: tl.constexpr = (2**BITS - 1) * 2 ** (FIELD * BITS)
+    if not PTX:
+        return (codes & MASK).to(tl.float16)
+    if MASK == 0x03:
+        return _masked_halves(codes, "0x00030003")
+    elif MASK == 0x0C:
+        return _masked_halves(codes, "0x000C000C")
+    elif MASK == 0x30:
+        return _masked_halves(codes, "0x00300030")
+    elif MASK == 0xC0:
+        return _masked_halves(codes, "0x00C000C0")
+    elif MASK == 0x0F:
+        return _masked_halves(codes, "0x000F000F")
+    elif MASK == 0xF0:
+        return _masked_halves(codes, "0x00F000F0")
+    else:
+        return _masked_halves(codes, "0x00FF00FF")
+
+
+@triton.jit
+def _masked_halves(codes, MASK: tl.constexpr):
+    """Bytes of each pair of halves beside the exponent of 1024, all but MASK of them cleared, less 1024."""
+    return tl.inline_asm_elementwise(
+        "{.reg .b32 a, b, m; mov.b32 m, 0xE400E400; prmt.b32 a, $2, 0, 0x4140; prmt.b32 b, $2, 0, 0x4342;"
+        " lop3.b32 a, a, " + MASK + ", 0x64006400, 0xEA; lop3.b32 b, b, " + MASK + ", 0x64006400, 0xEA;"
+        " add.rn.f16x2 $0, a, m; add.rn.f16x2 $1, b, m;}",
+        "=&r,=&r,r",
+        [codes],
+        dtype=tl.float16,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
+def scale_halves(codes, PTX: tl.constexpr):
+    """uint8 E5M3 codes -> float16, 2**5 times the scale. Below 8 the leading 1 is lost (2**-20); 248 (2048) and up overflow."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "prmt.b32 $0, $2, 0, 0x1404; prmt.b32 $1, $2, 0, 0x3424; shr.b32 $0, $0, 1; shr.b32 $1, $1, 1;",
+            "=&r,=&r,r",
+            [codes],
+            dtype=tl.float16,
+            is_pure=False,
+            pack=4,
+        )
+    return (codes.to(tl.uint16) << 7).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def integer_halves(codes, PTX: tl.constexpr):
+    """int8 -> float16."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "{.reg .b32 a, m, n; xor.b32 a, $2, 0x80808080; mov.b32 m, 0x64646464; mov.b32 n, 0xE480E480;"
+            " prmt.b32 $0, a, m, 0x4140; prmt.b32 $1, a, m, 0x4342; add.rn.f16x2 $0, $0, n; add.rn.f16x2 $1, $1, n;}",
+            "=&r,=&r,r",
+            [codes],
+            dtype=tl.float16,
+            is_pure=False,
+            pack=4,
+        )
+    return codes.to(tl.float16)
+
+
+@triton.jit
+def to_halves(x, PTX: tl.constexpr):
+    """float32 -> float16."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=tl.float16, is_pure=True, pack=2
+        )
+    return x.to(tl.float16)
+
+
+@triton.jit
+def multiply_halves(x, y, PTX: tl.constexpr):
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [x, y], dtype=tl.float16, is_pure=True, pack=2
+        )
+    return x * y
+
+
+@triton.jit
+def larger_halves(x, y, PTX: tl.constexpr):
+    """The larger magnitude of each pair of float16 numbers."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "{.reg .b32 a, b; abs.f16x2 a, $1; abs.f16x2 b, $2; max.f16x2 $0, a, b;}",
+            "=r,r,r",
+            [x, y],
+            dtype=tl.float16,
+            is_pure=True,
+            pack=2,
+        )
+    return tl.maximum(tl.abs(x), tl.abs(y))
+
+
+@triton.jit
+def quantize_halves(x, factor, PTX: tl.constexpr):
+    """float16 x * factor, within -127.4..127.4, to the nearest int8 (ties to even)."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "{.reg .b32 m, a, b; mov.b32 m, 0x66006600; fma.rn.f16x2 a, $1, $3, m; fma.rn.f16x2 b, $2, $4, m;"
+            " prmt.b32 $0, a, b, 0x6420;}",
+            "=r,r,r,r,r",
+            [x, factor],
+            dtype=tl.int8,
+            is_pure=True,
+            pack=4,
+        )
+    return (
+        ((x.to(tl.float32) * factor.to(tl.float32) + 12582912.0).to(tl.int32, bitcast=True) & 0xFF)
+        .to(tl.uint8)
+        .to(tl.int8, bitcast=True)
+    )
+
+
+@triton.jit
+def reciprocal(x, PTX: tl.constexpr):
+    """1 / x of a normal float32, on the GPU to about a unit in the last place."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return 1.0 / x
