@@ -185,6 +185,41 @@ def _compile_kernels(archs: tuple[str, ...], formats: tuple[str, ...], json: Pat
     raise ConfigError("compile: this version has no offline report", param="compile")
 
 
+@app.command()
+def predictors(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSONL(.gz) of prompt and output_tokens; default: Vicuna on Alpaca in PACKHORSE_DATA"),
+    ] = None,
+    predictors: Annotated[list[str] | None, typer.Option(help="those to compare; default: all")] = None,
+    column: Annotated[str, typer.Option(help="which of the lengths")] = "t0.0",
+    again: Annotated[str, typer.Option(help="the lengths when a prompt comes again")] = "t0.3",
+    tokens: Annotated[str, typer.Option(help="model (the embedded one's token ids) or words")] = "model",
+    folds: Annotated[int, typer.Option(help="how many of five to run")] = 3,
+    part: Annotated[list[str] | None, typer.Option(help="held_out, online, refine, speed; default: all")] = None,
+    seed: Annotated[int, typer.Option(help="of the split and the predictors")] = 0,
+    json: Annotated[Path | None, typer.Option(help="write the figures here")] = None,
+) -> None:
+    """How well and how fast output lengths are predicted: held-out prompts, online from cold, refined while decoding."""
+    from rich.console import Console
+
+    from bench.predictors import PredictorOptions, run_predictors
+    from bench.predictors_report import print_predictors
+    from bench.report import check_writable, write_json
+
+    with _config_errors():
+        if json:
+            check_writable("json", json)
+        options = PredictorOptions(
+            data=data, predictors=tuple(predictors or PredictorOptions.predictors), column=column, again=again,
+            tokens=tokens, folds=folds, seed=seed, parts=tuple(part or PredictorOptions.parts),
+        )  # fmt: skip
+        result = run_predictors(options)
+        print_predictors(result, Console())
+        if json:
+            write_json(json, result)
+
+
 @app.command(cls=ManyValuesCommand)
 def scheduler(
     workload: Annotated[
@@ -207,6 +242,9 @@ def scheduler(
     slo_tpot: Annotated[float, typer.Option(help="goodput: most seconds per output token")] = 0.2,
     json: Annotated[Path | None, typer.Option(help="write the records here")] = None,
     plot: Annotated[Path | None, typer.Option(help="write PNG and SVG into this folder; needs matplotlib")] = None,
+    saturation: Annotated[
+        bool, typer.Option("--saturation", help="only the rate at which each placement and policy saturates")
+    ] = False,
     scale: Annotated[bool, typer.Option("--scale", help="1,000,000 requests over 1,000 workers, and the time it takes")] = False,
     against_live: Annotated[
         bool, typer.Option("--against-live", help="a live cluster on the embedded model against its simulation")
@@ -216,11 +254,11 @@ def scheduler(
     from rich.console import Console
 
     from bench.report import write_json
-    from bench.scheduler import run_scheduler
+    from bench.scheduler import run_saturation, run_scheduler
     from bench.sim_live import print_live, run_live
     from bench.sim_options import SchedulerOptions
     from bench.sim_plot import check_plot, write_plots
-    from bench.sim_report import print_scheduler
+    from bench.sim_report import print_saturation, print_scheduler
     from bench.sim_scale import ScaleOptions, print_scale, run_scale
     from scheduler.simulator import Slo
 
@@ -245,9 +283,9 @@ def scheduler(
         )  # fmt: skip
         if plot:
             check_plot(plot)
-        result = run_scheduler(options)
-        print_scheduler(result, Console())
+        result = run_saturation(options) if saturation else run_scheduler(options)
+        print_saturation(result, Console()) if saturation else print_scheduler(result, Console())
         if json:
             write_json(json, result)
-        if plot:
+        if plot and not saturation:
             write_plots(plot, result)
