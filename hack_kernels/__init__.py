@@ -4,6 +4,7 @@ from .append import append, close_full_blocks
 from .backend import Backend, choose
 from .close_pages import close_pages, open_pages
 from .decode_attention import decode_attention
+from .fused_dequant import fused_dequant_attention
 from .page_format import PageFormat
 from .prefill_attention import prefill_attention
 
@@ -15,6 +16,7 @@ __all__ = [
     "close_full_blocks",
     "close_pages",
     "decode_attention",
+    "fused_dequant_attention",
     "open_pages",
     "prefill_attention",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,6 +10,11 @@ from importlib import import_module
 from typing import Any
 
 import torch
+
+from .cpu.library import Unavailable, current_isa
+
+VARIABLE = "PACKHORSE_KERNELS"
+NAMES = ("reference", "cpu")
 
 
 @dataclass(frozen=True)
@@ -20,15 +26,40 @@ class Backend:
 
 
 def choose(device: torch.device | str) -> Backend:
-    """The back end for tensors on `device`. Raises ValueError for a device that torch does not know."""
+    """The back end for tensors on `device`: the one that PACKHORSE_KERNELS names, else the fastest that this machine can run.
+
+    Raises ValueError for a device that torch does not know, and for a PACKHORSE_KERNELS that is unknown or cannot run here.
+    """
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"device={device!r}: {error}") from None
-    return Backend("reference", f"plain torch: this version has no native kernels for {kind} devices")
+    return _choose(kind, os.environ.get(VARIABLE) or None)
 
 
 @lru_cache
+def _choose(kind: str, forced: str | None) -> Backend:
+    if forced is not None and forced not in NAMES:
+        raise ValueError(f"{VARIABLE}={forced!r} is not one of {', '.join(NAMES)}")
+    if forced == "reference":
+        return Backend("reference", f"plain torch, as {VARIABLE} says")
+    if kind != "cpu":
+        if forced == "cpu":
+            raise ValueError(f"{VARIABLE}=cpu cannot run on {kind} devices")
+        return Backend("reference", f"plain torch: this version has no native kernels for {kind} devices")
+    try:
+        return Backend("cpu", f"native kernels, {current_isa()}")
+    except Unavailable as error:
+        if forced == "cpu":
+            raise ValueError(f"{VARIABLE}=cpu cannot run: {error}") from None
+        return Backend("reference", f"plain torch: {error}")
+
+
 def implementation(device: torch.device, operation: str, file: str | None = None) -> Callable[..., Any]:
     """The function `operation` of the chosen back end's file of the same name, or of `file`."""
-    return getattr(import_module(f"hack_kernels.{choose(device).name}.{file or operation}"), operation)  # type: ignore[no-any-return]
+    return _function(choose(device).name, operation, file or operation)
+
+
+@lru_cache
+def _function(backend: str, operation: str, file: str) -> Callable[..., Any]:
+    return getattr(import_module(f"hack_kernels.{backend}.{file}"), operation)  # type: ignore[no-any-return]

@@ -67,9 +67,17 @@ def open_v_groups(fmt: PageFormat, pages: Tensor) -> tuple[Tensor, Tensor]:
     return decode_scale(fmt.view(pages, "v_scale")), fmt.view(pages, "v_zero").float() * 2.0 ** (fmt.v_bits - 5)
 
 
+def k_floor(bits: int) -> float:
+    return float(2.0**-8 / (2**bits - 1))
+
+
+def v_floor(bits: int) -> float:
+    return float(1 / (ZERO_HEADROOM * 2.0 ** (bits - 5) - (2**bits - 1) / 2))
+
+
 def _quantize_k(k: Tensor, bits: int) -> dict[str, Tensor]:
     levels = 2**bits - 1
-    scale, mid = _scale_and_middle(k, bits, 2**-8 / levels, dim=-2)  # [..., 1, head_dim]
+    scale, mid = _scale_and_middle(k, bits, k_floor(bits), dim=-2)  # [..., 1, head_dim]
     step = decode_scale(scale)
     minimum = (mid - step * (levels / 2)).to(torch.bfloat16)
     minimum = minimum.masked_fill_(minimum.isnan(), torch.nan)  # one NaN of the many
@@ -83,7 +91,7 @@ def _quantize_k(k: Tensor, bits: int) -> dict[str, Tensor]:
 def _quantize_v(fmt: PageFormat, v: Tensor, bits: int) -> dict[str, Tensor]:
     half, unit = (2**bits - 1) / 2, 2.0 ** (bits - 5)
     groups = torch.unflatten(v, -1, (fmt.v_groups, -1))
-    scale, mid = _scale_and_middle(groups, bits, 1 / (ZERO_HEADROOM * unit - half), dim=-1)  # [..., tokens, groups, 1]
+    scale, mid = _scale_and_middle(groups, bits, v_floor(bits), dim=-1)  # [..., tokens, groups, 1]
     step = decode_scale(scale)
     zero = ((mid - step * half) * (step.reciprocal() * (1 / unit))).round_()
     zero = zero.nan_to_num_(nan=0.0).clamp_(-MAX_ZERO, MAX_ZERO)

@@ -9,6 +9,8 @@ from torch import Tensor
 from hack_kernels import PageFormat, append, close_full_blocks, close_pages
 from tests.hack_kernels.sequences import random_kv, split
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 TOKENS = 140  # sinks, two blocks, and four tokens of a third
 
 

@@ -129,7 +129,7 @@ TENSORS = [
     ("spoil", "fault"),
     [
         (lambda x: x.to(torch.complex64), "has dtype"),
-        (lambda x: x.unsqueeze(0), "has shape"),
+        (lambda x: x[None, None], "has shape"),
         (lambda x: x.tolist(), "is a list"),
     ],
     ids=["dtype", "shape", "type"],

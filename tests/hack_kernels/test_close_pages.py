@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hack_kernels import PageFormat, close_pages, open_pages
 from hack_kernels.page_format import BITS
+from hack_kernels.reference import close_pages as reference
 from hack_kernels.reference.close_pages import CLIP
 from hack_kernels.reference.codes import unpack_k_codes, unpack_v_codes
 from hack_kernels.reference.scales import decode_scale
 from tests.hack_kernels.sequences import random_kv
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 CODED = [f"k{k_bits}v{v_bits}" for k_bits in BITS for v_bits in BITS]
 
@@ -71,7 +74,7 @@ def test_round_trip_error(name: str, head_dim: int) -> None:
     check_round_trip(PageFormat.parse(name, head_dim, torch.float32), *blocks(3, 2, head_dim))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(CODED),
     st.floats(-1e4, 1e4),
@@ -169,7 +172,7 @@ def test_the_sign_of_zero_does_not_reach_the_bytes() -> None:
 def test_padding_is_zero() -> None:
     fmt = PageFormat(16, torch.float32, 2, 2, page_tokens=4)  # 4 bytes of v_scale and v_zero, each padded to 16
     k, v = torch.unflatten(random_kv(1, 8, 16), 2, (2, 4)).transpose(1, 2)
-    out = close_pages(fmt, k, v, torch.full((2, 1, fmt.page_bytes), 0xAB, dtype=torch.uint8))
+    out = reference.close_pages(fmt, k, v, torch.full((2, 1, fmt.page_bytes), 0xAB, dtype=torch.uint8))
     used = torch.zeros(fmt.page_bytes, dtype=torch.bool)
     for field in fmt.fields.values():
         used[field.offset : field.offset + field.num_bytes] = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,6 +21,8 @@ from tests.hack_kernels.sequences import (
     random_q,
     store,
 )
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 LENGTHS = [1, 4, 5, 67, 68, 69, 132, 133, 400]  # tokens, the newest included: no page, one, a full open block, many
 FORMATS = ["raw", "k8v8", "k4v4", "k4v2", "k2v4", "k2v2"]
@@ -46,7 +48,7 @@ def test_error_is_within_what_int8_queries_and_weights_imply(name: str) -> None:
     check_within_bound(make(name, LENGTHS), random_q(len(LENGTHS), 4, 64))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(FORMATS),
     kv_heads=st.integers(1, 3),

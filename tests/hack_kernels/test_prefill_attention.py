@@ -11,6 +11,8 @@ from hack_kernels.reference import history
 from hack_kernels.reference import prefill_attention as reference
 from tests.hack_kernels.sequences import attend_float64, error_bound, random_kv, random_q, store
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 RAW = PageFormat.parse("raw", 64, torch.float32)
 
 

@@ -1,0 +1,237 @@
+// The entry points: which kernels this CPU can run, and how a call is divided among threads. A task of decode_attention is one KV
+// head of one sequence over kSplitPages pages or over the residual; its result does not depend on who computes it or on the rest
+// of the batch, and the parts of a sequence are merged in their order, so neither does the output, to the bit.
+#include <omp.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "abi.h"
+
+namespace packhorse {
+extern const Kernels kPortable, kAvx2, kAvxVnni, kAvx512, kAvx512Bf16;
+
+namespace {
+
+#if defined(__x86_64__)
+const Kernels* const kAll[] = {&kPortable, &kAvx2, &kAvxVnni, &kAvx512, &kAvx512Bf16};
+bool runs(int64_t isa) {
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  if (isa == 1) return avx2;
+  if (isa == 2) return avx2 && __builtin_cpu_supports("avxvnni");
+  if (isa == 3) return avx512;
+  if (isa == 4) return avx512 && __builtin_cpu_supports("avx512bf16");
+  return isa == 0;
+}
+#else
+const Kernels* const kAll[] = {&kPortable};
+bool runs(int64_t isa) { return isa == 0; }
+#endif
+constexpr int64_t kCount = sizeof kAll / sizeof *kAll;
+
+int64_t size_of(int64_t dtype) { return dtype == kFloat32 ? 4 : 2; }
+int64_t splits(int64_t pages) { return (pages + kSplitPages - 1) / kSplitPages; }
+
+class Memory {  // aligned, and counted: a failed allocation is reported, never thrown through C
+ public:
+  explicit Memory(int64_t bytes) : data_(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64))) {}
+  ~Memory() { std::free(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  uint8_t* get() const { return data_; }
+
+ private:
+  uint8_t* data_;
+};
+
+enum Status { kDone = 0, kNoMemory = 1 };
+
+struct Part {  // one task of decode_attention
+  int32_t sequence, head, split;  // split 0 is the residual
+  int64_t row;                    // of the partials
+};
+
+class Decoding {
+ public:
+  Decoding(const Decode& call, const Kernels& kernels) : c_(call), k_(kernels), rows_(call.queries * call.group) {}
+
+  int run() {
+    int64_t parts = 0;
+    for (int64_t b = 0; b < c_.batch; ++b) parts += (1 + splits(c_.num_pages[b])) * c_.kv_heads;
+    const int64_t dim = c_.format.head_dim;
+    Memory list(parts * sizeof(Part)), partials(parts * rows_ * (dim + 2) * 4), first(c_.batch * 8);
+    const int64_t mine = scratch_bytes(rows_) + rows_ * padded(dim) * 4 + kMaxRows * 8;
+    Memory scratch(c_.run.threads * ((mine + 63) / 64 * 64));
+    if (!list.get() || !partials.get() || !first.get() || !scratch.get()) return kNoMemory;
+    list_ = reinterpret_cast<Part*>(list.get());
+    first_ = reinterpret_cast<int64_t*>(first.get());
+    top_ = reinterpret_cast<float*>(partials.get());
+    total_ = top_ + parts * rows_;
+    out_ = total_ + parts * rows_;
+    list_parts();
+#pragma omp parallel num_threads(c_.run.threads)
+    {
+      uint8_t* own = scratch.get() + omp_get_thread_num() * ((mine + 63) / 64 * 64);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < parts; ++i) attend(list_[i], own);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < c_.batch * c_.kv_heads; ++i) finish(i / c_.kv_heads, i % c_.kv_heads, own);
+    }
+    return kDone;
+  }
+
+ private:
+  // Partials of a sequence: [kv_heads, 1 + splits, rows]. Tasks over pages come first, residuals, which are short, last.
+  void list_parts() {
+    Part* at = list_;
+    int64_t row = 0;
+    for (int64_t b = 0; b < c_.batch; ++b) {
+      first_[b] = row;
+      row += (1 + splits(c_.num_pages[b])) * c_.kv_heads * rows_;
+    }
+    for (int pass = 0; pass < 2; ++pass)
+      for (int64_t b = 0; b < c_.batch; ++b) {
+        const int64_t n = 1 + splits(c_.num_pages[b]);
+        for (int64_t split = pass ? 0 : 1; split < (pass ? 1 : n); ++split)
+          for (int64_t h = 0; h < c_.kv_heads; ++h)
+            *at++ = {(int32_t)b, (int32_t)h, (int32_t)split, first_[b] + (h * n + split) * rows_};
+      }
+  }
+
+  void attend(const Part& part, uint8_t* own) const {
+    const Format& f = c_.format;
+    const int64_t dp = padded(f.head_dim), b = part.sequence;
+    float* q = reinterpret_cast<float*>(own);
+    int64_t* tokens = reinterpret_cast<int64_t*>(q + rows_ * dp);
+    void* scratch = tokens + kMaxRows;
+    for (int64_t r = 0; r < rows_; ++r) {  // rows: [queries, group]
+      const int64_t query = r / c_.group, head = part.head * c_.group + r % c_.group;
+      const int64_t at = b * c_.q_batch_stride + query * c_.q_token_stride + head * c_.q_head_stride;
+      std::memset(q + r * dp, 0, dp * 4);
+      k_.to_float((DType)c_.q_dtype, c_.q + at * size_of(c_.q_dtype), f.head_dim, c_.scale, q + r * dp);
+      tokens[r] = c_.residual_tokens[b] - (c_.queries - 1 - query);
+    }
+    float *top = top_ + part.row, *total = total_ + part.row, *out = out_ + part.row * f.head_dim;
+    if (part.split == 0) {
+      const Residual& r = c_.residual;
+      const uint8_t* k = r.data + (c_.residual_rows[b] * r.row_stride + part.head * r.head_stride) * size_of(f.dtype);
+      k_.attend_exact({&f, q, rows_, k, k + r.kv_stride * size_of(f.dtype), r.slot_stride, tokens, top, total, out, scratch});
+      return;
+    }
+    const int64_t start = (part.split - 1) * (int64_t)kSplitPages, left = c_.num_pages[b] - start;
+    k_.attend_pages({&f, q, rows_, left < kSplitPages ? left : kSplitPages, c_.run.dequant,
+                     c_.pool.data + part.head * c_.pool.head_stride, c_.pool.slot_stride,
+                     c_.page_table + b * c_.page_table_stride + start, top, total, out, scratch});
+  }
+
+  void finish(int64_t b, int64_t head, uint8_t* own) const {
+    const int64_t dim = c_.format.head_dim, n = 1 + splits(c_.num_pages[b]);
+    float* merged = reinterpret_cast<float*>(own);
+    for (int64_t r = 0; r < rows_; ++r) {
+      const int64_t row = first_[b] + head * n * rows_ + r;
+      k_.merge(dim, n, rows_, top_ + row, total_ + row, out_ + row * dim, merged);
+      const int64_t at = b * c_.out_batch_stride + r / c_.group * c_.out_token_stride +
+                         (head * c_.group + r % c_.group) * c_.out_head_stride;
+      k_.from_float((DType)c_.q_dtype, merged, dim, c_.out + at * size_of(c_.q_dtype));
+    }
+  }
+
+  const Decode& c_;
+  const Kernels& k_;
+  const int64_t rows_;
+  Part* list_ = nullptr;
+  int64_t* first_ = nullptr;
+  float *top_ = nullptr, *total_ = nullptr, *out_ = nullptr;
+};
+
+}  // namespace
+}  // namespace packhorse
+
+using namespace packhorse;
+
+#define EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+#ifndef PACKHORSE_SOURCES
+#define PACKHORSE_SOURCES "unknown"
+#endif
+EXPORT const char* packhorse_sources() { return PACKHORSE_SOURCES; }
+
+// The name of instruction set `isa`, null where there is none or this CPU cannot run it. Higher is better.
+EXPORT const char* packhorse_isa(int64_t isa) { return isa >= 0 && isa < kCount && runs(isa) ? kAll[isa]->name : nullptr; }
+EXPORT int64_t packhorse_num_isas() { return kCount; }
+
+EXPORT int packhorse_decode(const Decode* call) { return Decoding(*call, *kAll[call->run.isa]).run(); }
+
+EXPORT int packhorse_history(const History* call) {
+  const History& c = *call;
+  const Format& f = c.format;
+  const Kernels& k = *kAll[c.run.isa];
+  const int64_t dim = f.head_dim, dp = padded(dim);
+  const int64_t blocks = (c.rows + kQueryRows - 1) / kQueryRows;
+  const int64_t mine = (scratch_bytes(kQueryRows) + kQueryRows * dp * 4 + 63) / 64 * 64;
+  Memory scratch(c.run.threads * mine);
+  if (!scratch.get()) return kNoMemory;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(c.run.threads)
+  for (int64_t task = 0; task < c.kv_heads * blocks; ++task) {
+    const int64_t head = task / blocks, start = task % blocks * kQueryRows;
+    const int64_t rows = c.rows - start < kQueryRows ? c.rows - start : kQueryRows, row = head * c.rows + start;
+    float* q = reinterpret_cast<float*>(scratch.get() + omp_get_thread_num() * mine);
+    std::memset(q, 0, rows * dp * 4);
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(q + r * dp, c.q + (row + r) * dim, dim * 4);
+    k.attend_pages({&f, q, rows, c.num_pages, c.run.dequant, c.pool.data + head * c.pool.head_stride, c.pool.slot_stride, c.slots,
+                    c.top + row, c.total + row, c.out + row * dim, q + kQueryRows * dp});
+  }
+  return kDone;
+}
+
+EXPORT int packhorse_close(const Close* call) {
+  const Close& c = *call;
+  const Kernels& k = *kAll[c.run.isa];
+  const int64_t mine = (scratch_bytes(0) + 63) / 64 * 64, size = size_of(c.dtype);
+  Memory scratch(c.run.threads * mine);
+  if (!scratch.get()) return kNoMemory;
+#pragma omp parallel for schedule(static) num_threads(c.run.threads)
+  for (int64_t task = 0; task < c.num_blocks * c.kv_heads; ++task) {
+    const int64_t block = task / c.kv_heads, head = task % c.kv_heads;
+    const int64_t from = c.k_rows ? c.k_rows[block] : block, to = c.slots ? c.slots[block] : block;
+    uint8_t* page = c.pool.data + to * c.pool.slot_stride + head * c.pool.head_stride;
+    k.close_page(c.format, (DType)c.dtype, c.k + (from * c.k_block_stride + head * c.k_head_stride) * size, c.k_token_stride,
+                 c.v + (from * c.v_block_stride + head * c.v_head_stride) * size, c.v_token_stride, page,
+                 scratch.get() + omp_get_thread_num() * mine);
+  }
+  return kDone;
+}
+
+EXPORT int packhorse_append(const Append* call) {
+  const Append& c = *call;
+  const Format& f = c.format;
+  const Kernels& k = *kAll[c.run.isa];
+  const int64_t in = size_of(c.dtype), out = size_of(f.dtype);
+  for (int64_t b = 0; b < c.batch; ++b) {
+    const int64_t n = c.num_tokens[b];
+    const int64_t slot = n < f.sink_tokens ? n : f.sink_tokens + (n - f.sink_tokens) % kPageTokens;
+    for (int64_t h = 0; h < c.kv_heads; ++h)
+      for (int side = 0; side < 2; ++side) {
+        const Residual& r = c.residual;
+        const uint8_t* from = side ? c.v + (b * c.v_batch_stride + h * c.v_head_stride) * in
+                                   : c.k + (b * c.k_batch_stride + h * c.k_head_stride) * in;
+        uint8_t* to = r.data + (c.residual_rows[b] * r.row_stride + side * r.kv_stride + h * r.head_stride + slot * r.slot_stride) * out;
+        if (c.dtype == f.dtype) {
+          std::memcpy(to, from, f.head_dim * in);
+        } else {
+          alignas(64) float row[kMaxHeadDim];
+          k.to_float((DType)c.dtype, from, f.head_dim, 1.0f, row);
+          k.from_float((DType)f.dtype, row, f.head_dim, to);
+        }
+      }
+  }
+  return kDone;
+}
+
+}  // extern "C"

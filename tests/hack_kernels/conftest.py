@@ -1,0 +1,43 @@
+"""The kernels that a test runs on: the reference, and the native ones on every instruction set that this CPU can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hack_kernels import choose
+from hack_kernels.cpu import library
+
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512bf16")
+
+
+def skip_unless_runnable(isa: str) -> None:
+    try:
+        if isa not in library.isas():
+            pytest.skip(f"this CPU cannot run {isa}")
+    except library.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The native kernels on one instruction set."""
+    skip_unless_runnable(request.param)
+    monkeypatch.setenv("PACKHORSE_KERNELS", "cpu")
+    with library.using_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["reference", *ISAS])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The reference, or the native kernels on one instruction set."""
+    if request.param == "reference":
+        monkeypatch.setenv("PACKHORSE_KERNELS", "reference")
+        yield "reference"
+        return
+    skip_unless_runnable(request.param)
+    monkeypatch.setenv("PACKHORSE_KERNELS", "cpu")
+    assert choose("cpu").name == "cpu"
+    with library.using_isa(request.param):
+        yield request.param
