@@ -27,19 +27,23 @@ from .page import (
     page_scores,
     weigh_values,
 )
+from .page_dequant import dequant_scores, prescale_queries, weigh_dequant_values
 
 _RESCALE_AT = tl.constexpr(40.0)  # log2: float32 sums may outgrow their reference by this before they are scaled back
 
 
 @triton.jit
-def attend_page(state, page, queries, bias_queries, query_scale, bias_scale, L: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
+def attend_page(state, page, queries, bias_queries, query_scale, bias_scale, DEQUANT: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
     """One page added to `state`: reference score [ROWS], totals [ROWS, 4] (by lane), blocks of output, offsets of groups.
 
     Sums are kept relative to a reference score that rises only when a page's scores outgrow it by far, so that the usual page scales
     nothing back.
     """
     top, total, out, offsets = state
-    dots, step = page_scores(page, queries, L, ROWS, PTX)
+    if DEQUANT:
+        dots, step = dequant_scores(page, queries, L, ROWS, PTX)
+    else:
+        dots, step = page_scores(page, queries, L, ROWS, PTX)
     step = step * query_scale
     bias = page_bias(page, bias_queries, L, ROWS, PTX) * bias_scale
     largest_dot = tl.max(dots, 1)
@@ -54,7 +58,10 @@ def attend_page(state, page, queries, bias_queries, query_scale, bias_scale, L: 
         top = new_top
     share = tl.exp2(page_top - top)
     total = total + tl.sum(tl.reshape(w, (ROWS, 4, 16)), 2) * share[:, None]
-    out, offsets = weigh_values(out, offsets, w, share, page, L, ROWS, PTX)
+    if DEQUANT:
+        out, offsets = weigh_dequant_values(out, offsets, w, share, page, L, ROWS, PTX)
+    else:
+        out, offsets = weigh_values(out, offsets, w, share, page, L, ROWS, PTX)
     return top, total, out, offsets
 
 
@@ -82,7 +89,7 @@ def empty_state(L: tl.constexpr, ROWS: tl.constexpr):
 def attend_pages(
     q, pages, page_table, num_pages, part_out, part_top, part_total, scale, slot_stride, head_stride, table_stride,
     HEADS: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, TERMS: tl.constexpr,
-    PTX: tl.constexpr, STAGES: tl.constexpr,
+    DEQUANT: tl.constexpr, PTX: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Programs (split, KV head, sequence): part_out float32 [batch, heads, splits, head_dim], part_top (log2), part_total [.., splits].
 
@@ -98,6 +105,8 @@ def attend_pages(
         return
     q_row = q + (sequence * HEADS + kv_head * GROUP) * L.head_dim
     queries, query_scale = load_queries(q_row, L.head_dim, row, row < GROUP, L, PTX)
+    if DEQUANT:
+        queries = prescale_queries(queries, L)
     row16 = tl.arange(0, max(ROWS, 16))
     bias_queries = load_bias_queries(q_row, L.head_dim, row16, row16 < GROUP, L, TERMS)
     query_scale = query_scale * (scale * LOG2_E * 0.03125)
@@ -106,7 +115,7 @@ def attend_pages(
     table = page_table + sequence * table_stride
     for index in tl.range(first, last, num_stages=STAGES):
         page = pages + tl.multiple_of(tl.load(table + index) * slot_stride + kv_head * head_stride, 16)
-        state = attend_page(state, page, queries, bias_queries, query_scale, scale * LOG2_E, L, ROWS, PTX)
+        state = attend_page(state, page, queries, bias_queries, query_scale, scale * LOG2_E, DEQUANT, L, ROWS, PTX)
 
     top, total, out, offsets = state
     tl.store(part_top + part, top, mask=row < GROUP)
@@ -222,8 +231,9 @@ def decode_attention(
     residual_rows: Tensor,
     residual_tokens: Tensor,
     scale: float,
+    dequant: bool = False,
 ) -> Tensor:
-    """See hack_kernels/decode_attention.py. Raises ValueError for a format or a GQA ratio without a kernel."""
+    """See hack_kernels/decode_attention.py; `dequant` is what fused_dequant.py is for. Raises ValueError for a format or a GQA ratio without a kernel."""
     batch, heads, dim = q.shape
     group = heads // pages.shape[1]
     check_group(group)
@@ -238,7 +248,7 @@ def decode_attention(
         pages, page_table = last_contiguous(pages), last_contiguous(page_table)
         parts = (q, pages, page_table, num_pages.contiguous(), part_out, part_top, part_total, float(scale))
         strides = (pages.stride(0), pages.stride(1), page_table.stride(0))
-        _attend(fmt, (splits, pages.shape[1], batch), (*parts, *strides), heads, group, q.dtype)
+        _attend(fmt, (splits, pages.shape[1], batch), (*parts, *strides), heads, group, q.dtype, dequant)
     residual = last_contiguous(residual)
     merge_splits[(heads, batch)](
         q, residual, residual_rows, residual_tokens, part_out, part_top, part_total, out, float(scale),
@@ -249,7 +259,13 @@ def decode_attention(
 
 
 def _attend(
-    fmt: PageFormat, grid: tuple[int, ...], arguments: tuple[Any, ...], heads: int, group: int, dtype: torch.dtype
+    fmt: PageFormat,
+    grid: tuple[int, ...],
+    arguments: tuple[Any, ...],
+    heads: int,
+    group: int,
+    dtype: torch.dtype,
+    dequant: bool,
 ) -> None:
     if fmt.raw:
         attend_raw_pages[grid](
@@ -261,5 +277,6 @@ def _attend(
     else:
         attend_pages[grid](
             *arguments, HEADS=heads, L=layout_of(fmt), ROWS=8 if group <= 8 else 16, GROUP=group,
-            TERMS=query_terms(dtype, torch.bfloat16), PTX=not INTERPRETED, STAGES=1, num_warps=1, num_stages=1,
+            TERMS=query_terms(dtype, torch.bfloat16), DEQUANT=dequant,
+            PTX=not INTERPRETED, STAGES=1, num_warps=1, num_stages=1,
         )  # fmt: skip

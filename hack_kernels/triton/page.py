@@ -20,7 +20,6 @@ from .dense import dot_terms, split_terms
 from .packed import (
     code_field,
     code_field_in_place,
-    code_halves_in_place,
     in_place_weight,
     integer_halves,
     larger_halves,
@@ -253,13 +252,13 @@ def load_v_scale(page, GROUP: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr,
 
 
 @triton.jit
-def load_v_offset(page, GROUP: tl.constexpr, L: tl.constexpr, PTX: tl.constexpr):
-    """v_zero of a group in units of 2**(v_bits - 5) (of 8-bit codes, of code - 128) as the operand float16 [16, 64], rows equal."""
+def load_v_offset(page, GROUP: tl.constexpr, ADD: tl.constexpr, L: tl.constexpr, PTX: tl.constexpr):
+    """v_zero + ADD of a group as the operand float16 [16, 64], rows equal, tokens in the order of `w_halves_operand`."""
     token = tl.arange(0, 4)[:, None] * 16 + tl.arange(0, 16)[None, :]
     codes = tl.load((page + L.v_zero + GROUP * L.page_tokens).to(tl.pointer_type(tl.int8)) + token)
     offset = integer_halves(codes, PTX)
-    if L.v_bits == 8:
-        offset += 16.0
+    if ADD != 0.0:
+        offset += ADD
     offset = tl.broadcast_to(offset[None, :, :], (8, 4, 16))
     offset = tl.permute(tl.reshape(offset, (8, 4, 4, 2, 2)), (0, 2, 3, 1, 4))
     offset = tl.reshape(offset, (1, 8, L.page_tokens))
@@ -270,6 +269,12 @@ def load_v_offset(page, GROUP: tl.constexpr, L: tl.constexpr, PTX: tl.constexpr)
 def w_operand(w, L: tl.constexpr, ROWS: tl.constexpr):
     """[ROWS, 4, 16] by lane -> the operand [64, ROWS]."""
     return tl.reshape(tl.permute(tl.reshape(w, (ROWS, 4, 4, 4)), (2, 1, 3, 0)), (L.page_tokens, ROWS))
+
+
+@triton.jit
+def w_halves_operand(w, L: tl.constexpr, ROWS: tl.constexpr):
+    """As w_operand, of float16: two tokens on end to a lane."""
+    return tl.reshape(tl.permute(tl.reshape(w, (ROWS, 4, 4, 2, 2)), (2, 3, 1, 4, 0)), (L.page_tokens, ROWS))
 
 
 @triton.jit
@@ -322,8 +327,8 @@ def weigh_values(out, offsets, w, share, page, L: tl.constexpr, ROWS: tl.constex
         scaled = multiply_halves(weights, load_v_scale(page, group, L, ROWS, PTX), PTX)
         factor, step = int8_factor(largest(scaled, PTX), PTX)
         w8 = w_operand(quantize_halves(scaled, tl.broadcast_to(factor[:, None, None], (ROWS, 4, 16)), PTX), L, ROWS)
-        halves = tl.permute(tl.reshape(scaled, (ROWS, 4, 4, 2, 2)), (2, 3, 1, 4, 0))
-        on_zeros = tl.dot(load_v_offset(page, group, L, PTX), tl.reshape(halves, (L.page_tokens, ROWS)))
+        offset = load_v_offset(page, group, 16.0 if L.v_bits == 8 else 0.0, L, PTX)
+        on_zeros = tl.dot(offset, w_halves_operand(scaled, L, ROWS))
         new_offsets = new_offsets + (offsets[group] + on_zeros * (share * (2.0 ** (L.v_bits - 10)))[None, :],)
         step = step * share * 0.03125
         for i in tl.static_range(L.v_blocks // L.v_groups):
