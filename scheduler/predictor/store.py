@@ -7,8 +7,8 @@ looks into the cells of the nearest leaders alone, and into no more than PROBED_
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,54 @@ import numpy.typing as npt
 
 from .base import State, checked
 
-# Ours. Up to FLAT_ROWS all are compared. A cell shows its newest CELL_ROWS, so that one prompt sent a thousand times costs no more.
+# Ours. Up to FLAT_ROWS all are compared. A cell shows the newest CELL_ROWS that were put into it, so that one prompt sent ten
+# thousand times costs no more than one sent twice.
 CAPACITY = 100_000
 FLAT_ROWS = 1_024
 MAX_CELLS = 512
 PROBED_CELLS = 8
-CELL_ROWS = 256
+CELL_ROWS = 384
 PROBED_ROWS = 512
 
 Vectors = npt.NDArray[np.float32]
 Slots = npt.NDArray[np.int64]
-Cells = list[dict[int, None]]  # of each leader its slots, in the order in which they were last written
-Index = tuple[Vectors, Cells]  # swapped as one, for readers in another thread
+
+
+@dataclass(frozen=True)
+class Index:
+    """Swapped as a whole, for readers in another thread. A slot in a ring counts only where it is in that cell still.
+
+    leaders: [cells, dims]; rings: [cells, CELL_ROWS] slots, -1 where none; puts: [cells] into each ring ever; cell_of: [capacity].
+    """
+
+    leaders: Vectors
+    rings: npt.NDArray[np.int32]
+    puts: npt.NDArray[np.int64]
+    cell_of: npt.NDArray[np.int32]
+
+    @classmethod
+    def empty(cls, cells: int, dims: int, capacity: int) -> Index:
+        rings = np.full((cells, CELL_ROWS), -1, np.int32)
+        leaders = np.zeros((cells, dims), np.float32)
+        return cls(leaders, rings, np.zeros(cells, np.int64), np.full(capacity, -1, np.int32))
+
+    def put(self, slot: int, cell: int) -> None:
+        self.cell_of[slot] = cell
+        self.rings[cell, self.puts[cell] % CELL_ROWS] = slot
+        self.puts[cell] += 1
+
+    def near(self, vector: Vectors) -> Slots:
+        """At most PROBED_ROWS slots of the cells nearest to `vector`, the newest of each."""
+        closeness = self.leaders @ vector
+        probes = min(PROBED_CELLS, len(closeness))
+        cells = np.argpartition(closeness, len(closeness) - probes)[len(closeness) - probes :]
+        cells = cells[np.argsort(-closeness[cells])][:, None]
+        slots = self.rings[cells, (self.puts[cells] - 1 - _AGES) % CELL_ROWS]
+        valid = (slots >= 0) & (self.cell_of[slots] == cells)
+        return np.unique(slots[valid][:PROBED_ROWS]).astype(np.int64)
+
+
+_AGES = np.arange(CELL_ROWS)
 
 
 class PromptStore:
@@ -40,8 +76,7 @@ class PromptStore:
         self._codes = np.zeros((capacity, dims), np.int8)
         self._scales = np.zeros(capacity, np.float32)  # 1 / norm of the codes; 0: an empty vector, near to nothing
         self._log_tokens = np.zeros(capacity, np.float32)
-        self._index: Index = (np.zeros((0, dims), np.float32), [])
-        self._cell_of = np.full(capacity, -1, np.int32)
+        self._index = Index.empty(0, dims, capacity)
         self._led_at = 0
 
     def __len__(self) -> int:
@@ -54,48 +89,37 @@ class PromptStore:
         """New entries, [jobs, dims] and [jobs]; the oldest go where there is no room."""
         slots = (self.added + np.arange(len(vectors))) % self.capacity
         self._log_tokens[slots] = log_tokens
-        self.added += len(vectors)
+        self._index.cell_of[slots] = -1
         self.put(slots, vectors)
+        self.added += len(vectors)
         if self._leaders_are_old():
             self._lead()
 
     def put(self, slots: Slots, vectors: Vectors) -> None:
-        """Overwrites the vectors of these slots."""
+        """Overwrites the vectors of these slots, and moves them to other cells where they belong there now."""
         largest = np.abs(vectors).max(axis=1, keepdims=True)
         codes = np.rint(vectors * (127 / np.maximum(largest, 1e-12)))
         self._codes[slots] = codes.astype(np.int8)
         norms = np.sqrt((codes * codes).sum(axis=1))
         self._scales[slots] = np.where(norms > 0, 1 / np.maximum(norms, 1e-12), 0)
-        leaders, cells = self._index
-        if cells:
-            for slot, cell in zip(slots.tolist(), _nearest(vectors, leaders).tolist(), strict=True):
-                self._move(cells, slot, cell)
+        index = self._index
+        if len(index.leaders):
+            cells = _nearest(vectors, index.leaders)
+            for number in np.flatnonzero(index.cell_of[slots] != cells).tolist():
+                index.put(int(slots[number]), int(cells[number]))
 
     def search(self, vector: Vectors, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Cosines and log lengths of about the `count` nearest entries to `vector` [dims], in no order."""
         norm = math.sqrt(float(vector @ vector))
         if not norm or not self.added:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
-        slots = self._candidates(vector)
+        index = self._index
+        slots = index.near(vector) if len(index.leaders) else np.arange(len(self))
         cosines = (self._codes[slots].astype(np.float32) @ vector) * (self._scales[slots] / norm)
         if len(slots) > count:
             best = np.argpartition(cosines, len(slots) - count)[len(slots) - count :]
             slots, cosines = slots[best], cosines[best]
         return cosines, self._log_tokens[slots]
-
-    def _candidates(self, vector: Vectors) -> Slots:
-        leaders, cells = self._index
-        if not cells:
-            return np.arange(len(self))
-        closeness = leaders @ vector
-        probes = min(PROBED_CELLS, len(leaders))
-        nearest = np.argpartition(closeness, len(leaders) - probes)[len(leaders) - probes :]
-        found: list[int] = []
-        for cell in nearest[np.argsort(-closeness[nearest])].tolist():
-            found += list(islice(reversed(cells[cell]), CELL_ROWS))  # one call into C: nobody writes in between
-            if len(found) >= PROBED_ROWS:
-                break
-        return np.array(found[:PROBED_ROWS], np.int64)
 
     # ---- cells
 
@@ -109,56 +133,43 @@ class PromptStore:
         rng = np.random.default_rng((self._seed, self.added))
         chosen = rng.choice(size, min(MAX_CELLS, int(2 * math.sqrt(size))), replace=False)
         leaders = self._codes[chosen].astype(np.float32) * self._scales[chosen, None]
-        cell_of = np.empty(size, np.int64)
-        cells: Cells
-        for start in range(0, size, 4096):
-            part = slice(start, min(start + 4096, size))
-            cell_of[part] = _nearest(self._codes[part].astype(np.float32), leaders)
+        cell_of = np.concatenate([_nearest(part, leaders) for part in self._parts(size)])
         kept, cell_of = np.unique(cell_of, return_inverse=True)  # without leaders that another one stands before
-        leaders, cells = leaders[kept], [{} for _ in kept]
-        for slot, cell in zip(self._by_age(), cell_of[self._by_age()].tolist(), strict=True):
-            cells[cell][slot] = None
-        self._cell_of[:size] = cell_of
-        self._index, self._led_at = (leaders, cells), self.added
+        index = Index.empty(len(kept), self.dims, self.capacity)
+        index.leaders[:] = leaders[kept]
+        oldest = self.added % self.capacity if self.added > self.capacity else 0
+        for slot in (*range(oldest, size), *range(oldest)):
+            index.put(slot, cell_of[slot])
+        self._index, self._led_at = index, self.added
 
-    def _by_age(self) -> list[int]:
-        first = self.added % self.capacity if self.added > self.capacity else 0
-        return [*range(first, len(self)), *range(first)]
-
-    def _move(self, cells: Cells, slot: int, cell: int) -> None:
-        old = int(self._cell_of[slot])
-        if old >= 0:
-            del cells[old][slot]
-        cells[cell][slot] = None
-        self._cell_of[slot] = cell
+    def _parts(self, size: int) -> Iterator[Vectors]:
+        return (self._codes[start : min(start + 4096, size)].astype(np.float32) for start in range(0, size, 4096))
 
     def state(self) -> State:
-        size, (leaders, cells) = len(self), self._index
+        size, index = len(self), self._index
         return {
             "added": np.array([self.added, self._led_at]),
             "codes": self._codes[:size],
             "scales": self._scales[:size],
             "log_tokens": self._log_tokens[:size],
-            "leaders": leaders,
-            "cell_sizes": np.array([len(cell) for cell in cells], np.int64),
-            "cell_slots": np.array([slot for cell in cells for slot in cell], np.int64),
+            "leaders": index.leaders,
+            "rings": index.rings,
+            "puts": index.puts,
+            "cell_of": index.cell_of,
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raises ValueError where dims or capacity differ, or a cell holds what is not there."""
         added, led_at = state["added"].tolist()
-        size = min(added, self.capacity)
-        leaders, sizes, slots = state["leaders"], state["cell_sizes"], state["cell_slots"]
-        every = np.arange(size if len(sizes) else 0)
-        if leaders.shape != (len(sizes), self.dims) or sizes.sum() != len(slots) or (np.sort(slots) != every).any():
-            raise ValueError(f"{len(sizes)} cells of {len(slots)} entries do not fit {size} entries")
+        size, cells = min(added, self.capacity), len(state["leaders"])
         self._codes[:size] = checked(state, "codes", self._codes[:size])
         self._scales[:size] = checked(state, "scales", self._scales[:size])
         self._log_tokens[:size] = checked(state, "log_tokens", self._log_tokens[:size])
-        self._cell_of[slots] = np.repeat(np.arange(len(sizes)), sizes)
-        parts = np.split(slots, np.cumsum(sizes)[:-1]) if len(sizes) else []
-        self._index = (leaders.copy(), [dict.fromkeys(part.tolist()) for part in parts])
-        self.added, self._led_at = added, led_at
+        like = Index.empty(cells, self.dims, self.capacity)
+        index = Index(**{key: checked(state, key, getattr(like, key)) for key in vars(like)})
+        if index.rings.max(initial=-1) >= size or index.cell_of.max(initial=-1) >= max(cells, 1):
+            raise ValueError(f"cells hold entries beyond the {size} that there are")
+        self._index, self.added, self._led_at = index, added, led_at
 
 
 def _nearest(vectors: Vectors, leaders: Vectors) -> npt.NDArray[np.int64]:
