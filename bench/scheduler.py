@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ FIGURES = (
     "mean_jct_seconds", "p50_jct_seconds", "p99_jct_seconds", "mean_ttft_seconds", "max_wait_seconds", "goodput",
     "throughput_tokens_per_second",
 )  # fmt: skip
-_PLAN_SAMPLE = 500
+_PLAN_SAMPLE, _SATURATION_SAMPLE = 500, 2000
 HEARTBEAT_SECONDS = SchedulerConfig().heartbeat_seconds
 Record = dict[str, Any]
 
@@ -94,8 +95,26 @@ class Grid:
 
     def _saturation(self, workload: str, kv_format: str) -> float:
         cluster = self.cluster(workload, kv_format)
-        load, _ = self.source(workload).draw(self.options.requests, 0, cluster.model.max_context_tokens)
+        load, _ = self.source(workload).draw(_SATURATION_SAMPLE, 0, cluster.model.max_context_tokens)
         return saturation_rate(cluster, load, kv_format)
+
+
+def run_saturation(options: SchedulerOptions) -> dict[str, Any]:
+    """The rate at which each workload, format, placement and policy saturates, and its share of the first placement's."""
+    grid, records = Grid(options), []
+    for workload, kv_format, policy in product(options.workload, options.kv_format, options.policy):
+        cluster = grid.cluster(workload, kv_format)
+        load, _ = grid.source(workload).draw(_SATURATION_SAMPLE, 0, cluster.model.max_context_tokens)
+        rates = [
+            saturation_rate(cluster, load, kv_format, policy=policy, placement=placement)
+            for placement in options.placement
+        ]
+        for placement, rate in zip(options.placement, rates, strict=True):
+            shown = {"workload": workload, "kv_format": kv_format, "cluster": cluster.name, "policy": policy}
+            tokens = rate * sum(load.output_tokens) / len(load)
+            figures = {"requests_per_second": rate, "tokens_per_second": tokens, "of_the_first": rate / rates[0]}
+            records.append({**shown, "placement": placement, **figures})
+    return {"machine": describe_machine(), "options": asdict(options), "records": records}
 
 
 def run_scheduler(options: SchedulerOptions, done: Callable[[Record], None] = lambda record: None) -> dict[str, Any]:

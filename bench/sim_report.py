@@ -59,3 +59,15 @@ def _table(title: str, cases: list[list[Record]]) -> Table:
 def _shown(mean: float, half_range: float) -> str:
     digits = 0 if abs(mean) >= 1000 else 1 if abs(mean) >= 100 else 2
     return f"{mean:,.{digits}f} ± {half_range:,.{digits}f}"
+
+
+def print_saturation(result: dict[str, Any], console: Console) -> None:
+    """Requests and tokens per second at saturation, and against the first placement."""
+    table = Table("workload", "format", "cluster", "policy", "placement", "requests/s", "tokens/s", "against the first")
+    for column in table.columns[5:]:
+        column.justify = "right"
+    for record in result["records"]:
+        names = [str(record[name]) for name in ("workload", "kv_format", "cluster", "policy", "placement")]
+        change = f"{record['of_the_first'] - 1:+.1%}"
+        table.add_row(*names, f"{record['requests_per_second']:.2f}", f"{record['tokens_per_second']:,.0f}", change)
+    console.print(table)

@@ -49,7 +49,7 @@ class ModelSize:
 class SimWorkerSpec:
     """One worker. `cost.prefill` counts on prefill workers, `cost.decode` on decode workers; of `cost.transfer` only the latency.
 
-    `kv_memory_bytes` holds a decode worker's pages and residual buffers.
+    `kv_memory_bytes` holds a decode worker's pages and residual buffers, `host_memory_bytes` the pages of preempted jobs.
     """
 
     worker_id: str
@@ -59,6 +59,8 @@ class SimWorkerSpec:
     kv_memory_bytes: int = 0
     network_bytes_per_second: float = 1e10
     chunk_tokens: int = 512
+    host_memory_bytes: int = 0
+    host_bytes_per_second: float = 2e10
 
     def capacity_pages(self, model: ModelSize, kv_format: str) -> int:
         """Pages in the pool. Raises ConfigError when the residual buffers leave room for none."""
@@ -70,6 +72,9 @@ class SimWorkerSpec:
                 f"worker {self.worker_id}: {self.kv_memory_bytes} bytes hold no page beside {self.max_jobs} residual buffers"
             )
         return pages
+
+    def host_pages(self, model: ModelSize, kv_format: str) -> int:
+        return self.host_memory_bytes // model.slot_bytes(kv_format) if self.role == "decode" else 0
 
 
 @dataclass(frozen=True)

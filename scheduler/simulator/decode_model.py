@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Coefficients = tuple[float, float, float]
 
@@ -26,6 +27,14 @@ class Sequence:
     running: bool = False
     counted_at: int = 0
     first_step_at: float | None = None
+
+
+class Changes(NamedTuple):
+    """Job ids, each in the order of their coming: what has generated its last token, has left, or does not run any more."""
+
+    finished: list[str]
+    left: list[str]
+    paused: list[str]
 
 
 class DecodeModel:
@@ -69,7 +78,7 @@ class DecodeModel:
         self._want(job_id, True, now)
 
     def pause(self, job_id: str, now: float) -> None:
-        """The sequence stays, and does not run."""
+        """The sequence stays, and does not run; `change` tells when it has stopped."""
         self._want(job_id, False, now)
 
     def remove(self, job_id: str, now: float) -> None:
@@ -93,13 +102,13 @@ class DecodeModel:
 
     # ---- what the owner is told
 
-    def change(self, now: float) -> tuple[list[str], list[str]]:
-        """To be called at `next_change`: the steps until now are done. Returns (finished job ids, those that have left)."""
+    def change(self, now: float) -> Changes:
+        """To be called at `next_change`: the steps until now are done."""
         self._settle(self._jump)
         finished = self._take_finished()
-        left = self._apply(now)
+        left, paused = self._apply(now)
         self._plan(now)
-        return finished, left
+        return Changes(finished, left, paused)
 
     def _want(self, job_id: str, wanted: bool | None, now: float) -> None:
         self._wanted[job_id] = wanted
@@ -134,8 +143,8 @@ class DecodeModel:
                 finished.append(job_id)
         return finished
 
-    def _apply(self, now: float) -> list[str]:
-        left = []
+    def _apply(self, now: float) -> tuple[list[str], list[str]]:
+        left, paused = [], []
         wanted, self._wanted = self._wanted, {}
         for job_id, want in wanted.items():
             sequence = self._sequences.get(job_id)
@@ -148,7 +157,9 @@ class DecodeModel:
             if want is None:
                 del self._sequences[job_id]
                 left.append(job_id)
-        return left
+            elif not want:
+                paused.append(job_id)
+        return left, paused
 
     def _go(self, sequence: Sequence, now: float) -> None:
         sequence.running, sequence.counted_at = True, self._step

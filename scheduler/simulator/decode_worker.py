@@ -1,42 +1,53 @@
-"""A simulated decode worker: holds reservations, takes page streams in, generates by a DecodeModel.
+"""A simulated decode worker: holds reservations, takes page streams in, generates by a DecodeModel, swaps jobs out and in when told.
 
-Today every job whose pages have arrived runs until it ends, within the pages that were reserved for its whole life, as on the live
-worker; `run_set` is where a plan of the policy decides instead.
+A job is coming until its pages have arrived, and then runs. Preempted, it is leaving until its pages are in host memory, then out;
+resumed, it is returning until they are back. Copies run beside steps; a job stops and starts between two of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
+from enum import Enum
 
 from scheduler.pages import num_pages
 from scheduler.simulator.cluster import ModelSize, SimWorkerSpec
 from scheduler.simulator.decode_model import DecodeModel, Sequence
 from scheduler.simulator.events import Timer
+from scheduler.simulator.link import Port
 from scheduler.simulator.messages import job_done, reserved
 from scheduler.simulator.worker import SimWorker, World
-from transport.messages import JobStats, Model, Reserve, WorkerLoad
+from transport.messages import JobStats, Model, Preempt, Preempted, Reserve, Resume, WorkerLoad
+
+
+class Where(Enum):
+    COMING = "coming"
+    RUNNING = "running"
+    LEAVING = "leaving"
+    OUT = "out"
+    RETURNING = "returning"
 
 
 @dataclass(eq=False)
 class Held:
-    """One job: its reservation, and whether its pages have arrived."""
+    """One job and its reservation, which lies on the device unless the job is out."""
 
+    job_id: str
     prompt_tokens: int
     pages: int
-    arrived: bool = False
-    released: bool = False
+    where: Where = Where.COMING
+    paused_at: float = 0.0
+    preemption: int = 0  # the number of the newest one
 
 
 class SimDecodeWorker(SimWorker):
     def __init__(self, world: World, spec: SimWorkerSpec, model: ModelSize, kv_format: str) -> None:
         super().__init__(world, spec, model, kv_format)
-        self.engine = DecodeModel(spec.cost.decode)
         self.jobs: dict[str, Held] = {}
-        self.reserved_pages = 0
         self.most_pages = 0
-        self._reported: tuple[float, int, int, int] = (0.0, 0, 0, 0)
+        self.num_preempted = 0
+        self._slot_bytes = model.slot_bytes(kv_format)
         self._timer = Timer(world.events, self._change)
+        self.clear(0.0)
 
     @property
     def held(self) -> int:
@@ -45,20 +56,25 @@ class SimDecodeWorker(SimWorker):
     # ---- the scheduler's messages
 
     def receive(self, message: Model, now: float) -> None:
-        assert isinstance(message, Reserve), f"a decode worker has no use for {type(message).__name__}"
+        if isinstance(message, Reserve):
+            self._reserve(message)
+        elif isinstance(message, Preempt):
+            self._preempt(message, now)
+        elif isinstance(message, Resume):
+            self._resume(message.job_id, now)
+        else:
+            raise AssertionError(f"a decode worker has no use for {type(message).__name__}")
+
+    def _reserve(self, message: Reserve) -> None:
         job_id = message.job.job_id
         assert job_id not in self.jobs, f"job {job_id} is reserved twice on {self.worker_id}"
-        self.jobs[job_id] = Held(len(message.job.prompt), message.pages)
-        self.reserved_pages += message.pages
-        self.most_pages = max(self.most_pages, self.reserved_pages)
-        assert self.reserved_pages <= self.info.capacity_pages, f"{self.worker_id}: pages promised twice"
-        assert len(self.jobs) <= self.info.max_jobs, f"{self.worker_id}: more jobs than it holds"
+        held = self.jobs[job_id] = Held(job_id, len(message.job.prompt), message.pages)
+        self._take(held)
         self.say(reserved(job_id, self.worker_id))
 
     def release(self, job_id: str, now: float) -> None:
         held = self.jobs.get(job_id)
-        if held is not None and held.arrived:
-            held.released = True
+        if held is not None and held.where is not Where.COMING:
             self.engine.remove(job_id, now)
             self._timer.set(self.engine.next_change)
             return
@@ -69,8 +85,9 @@ class SimDecodeWorker(SimWorker):
     def clear(self, now: float) -> None:
         self.engine = DecodeModel(self.spec.cost.decode)
         self.jobs.clear()
-        self.reserved_pages = 0
-        self._reported = (0.0, 0, 0, 0)
+        self.reserved_pages = self.host_pages_used = self.num_out = 0
+        self._out, self._in = Port(self.spec.host_bytes_per_second), Port(self.spec.host_bytes_per_second)
+        self._reported: tuple[float, int, int, int] = (0.0, 0, 0, 0)
         self._timer.set(None)
 
     def load(self) -> WorkerLoad:
@@ -83,10 +100,12 @@ class SimDecodeWorker(SimWorker):
         generated = {
             sequence.job_id: engine.progress(sequence.job_id, now)[0] - self.jobs[sequence.job_id].prompt_tokens
             for sequence in engine
+            if sequence.running
         }
         return WorkerLoad.model_construct(
-            jobs=len(self.jobs), pages_used=self.reserved_pages, residuals_used=len(self.jobs), generated=generated,
-            step_seconds=seconds / steps, step_context_tokens=contexts / steps, step_jobs=sequences / steps,
+            jobs=len(self.jobs), pages_used=self.reserved_pages, host_pages_used=self.host_pages_used,
+            residuals_used=len(self.jobs) - self.num_out, generated=generated, step_seconds=seconds / steps,
+            step_context_tokens=contexts / steps, step_jobs=sequences / steps,
             tokens_per_second=sequences / seconds if seconds > 0 else 0.0,
         )  # fmt: skip
 
@@ -97,40 +116,101 @@ class SimDecodeWorker(SimWorker):
         held = self.jobs.get(job_id)
         if not self.alive or held is None:
             return False
-        held.arrived = True
+        held.where = Where.RUNNING
         remaining = self.world.output_tokens(job_id) - 1
         self.engine.add(Sequence(job_id, held.prompt_tokens + 1, remaining))
-        self.engine.start(job_id, now)
-        self._timer.set(self.engine.next_change)
+        self._start(job_id, now)
         return True
 
-    def run_set(self, job_ids: Collection[str], now: float) -> None:
-        """From the end of the step under way exactly these of its jobs run."""
-        self.engine.run_set(job_ids, now)
-        self._timer.set(self.engine.next_change)
+    # ---- swapping
+
+    def _preempt(self, message: Preempt, now: float) -> None:
+        """A job that neither runs nor is about to is left alone. One on its way back turns round once it is there."""
+        held = self.jobs.get(message.job_id)
+        if held is None or held.where not in (Where.RUNNING, Where.RETURNING):
+            return
+        if held.where is Where.RUNNING:
+            self.engine.pause(held.job_id, now)
+            self._timer.set(self.engine.next_change)
+        held.where, held.preemption = Where.LEAVING, message.number
+
+    def _copy_out(self, held: Held, now: float) -> None:
+        """The job does not run."""
+        self.world.events.at(self._out.copy(self._num_bytes(held, now), now), lambda at: self._is_out(held))
+
+    def _is_out(self, held: Held) -> None:
+        if self.jobs.get(held.job_id) is not held or held.where is not Where.LEAVING:
+            return
+        held.where = Where.OUT
+        self.reserved_pages -= held.pages
+        self.host_pages_used += held.pages
+        self.num_out += 1
+        self.num_preempted += 1
+        assert self.host_pages_used <= self.info.host_pages, f"{self.worker_id}: host memory promised twice"
+        self.say(Preempted(job_id=held.job_id, worker_id=self.worker_id, number=held.preemption))
+
+    def _resume(self, job_id: str, now: float) -> None:
+        held = self.jobs.get(job_id)
+        if held is None or held.where is not Where.OUT:
+            return
+        held.where = Where.RETURNING
+        self.host_pages_used -= held.pages
+        self.num_out -= 1
+        self._take(held)
+        self.world.events.at(self._in.copy(self._num_bytes(held, now), now), lambda at: self._is_back(held, at))
+
+    def _is_back(self, held: Held, now: float) -> None:
+        if self.jobs.get(held.job_id) is not held:
+            return
+        if held.where is Where.LEAVING:
+            self._copy_out(held, now)
+        else:
+            held.where = Where.RUNNING
+            self.world.paused(held.job_id, now - held.paused_at)
+            self._start(held.job_id, now)
+
+    def _num_bytes(self, held: Held, now: float) -> int:
+        """What the job has on the device now: closed pages, and the residual's tokens."""
+        tokens, _ = self.engine.progress(held.job_id, now)
+        pages = num_pages(tokens, self.info.layout)
+        return pages * self._slot_bytes + (tokens - pages * self.info.layout.page_tokens) * self.model.token_bytes
 
     # ---- steps
 
+    def _start(self, job_id: str, now: float) -> None:
+        self.engine.start(job_id, now)
+        self._timer.set(self.engine.next_change)
+
     def _change(self, now: float) -> None:
-        finished, left = self.engine.change(now)
+        finished, left, paused = self.engine.change(now)
         for job_id in finished:
             held = self._free(job_id)
             tokens = self.world.output_tokens(job_id)
-            assert num_pages(held.prompt_tokens + tokens, self.info.layout) <= held.pages, (
-                f"job {job_id} outgrew its pages"
-            )
+            needed = num_pages(held.prompt_tokens + tokens, self.info.layout)
+            assert needed <= held.pages, f"job {job_id} outgrew its {held.pages} pages"
             self.world.last_token(job_id, now)
-            if held.released:
-                self.say_released(job_id)
-            else:
-                stats = JobStats.model_construct(prompt_tokens=held.prompt_tokens, completion_tokens=tokens)
-                self.say(job_done(job_id, self.worker_id, stats))
+            stats = JobStats.model_construct(prompt_tokens=held.prompt_tokens, completion_tokens=tokens)
+            self.say(job_done(job_id, self.worker_id, stats))
         for job_id in left:
             self._free(job_id)
             self.say_released(job_id)
+        for job_id in paused:
+            self.jobs[job_id].paused_at = now
+            self._copy_out(self.jobs[job_id], now)
         self._timer.set(self.engine.next_change)
+
+    def _take(self, held: Held) -> None:
+        """Pages and a place on the device."""
+        self.reserved_pages += held.pages
+        self.most_pages = max(self.most_pages, self.reserved_pages)
+        assert self.reserved_pages <= self.info.capacity_pages, f"{self.worker_id}: pages promised twice"
+        assert len(self.jobs) - self.num_out <= self.info.max_jobs, f"{self.worker_id}: more jobs than it holds"
 
     def _free(self, job_id: str) -> Held:
         held = self.jobs.pop(job_id)
-        self.reserved_pages -= held.pages
+        if held.where is Where.OUT:
+            self.host_pages_used -= held.pages
+            self.num_out -= 1
+        else:
+            self.reserved_pages -= held.pages
         return held

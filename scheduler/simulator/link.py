@@ -1,4 +1,4 @@
-"""Simulated network ports and the page streams that cross them. Knows nothing of workers or messages."""
+"""Simulated ports, of networks and between device and host, and the page streams that cross them. Knows nothing of workers or messages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 @dataclass
 class Port:
-    """One direction of a worker's network interface: `bytes_per_second`, taken by one stream after the other."""
+    """One direction of an interface: `bytes_per_second`, taken by one stream after the other."""
 
     bytes_per_second: float
     free_at: float = 0.0
     bytes_total: int = 0
+
+    def copy(self, num_bytes: int, now: float) -> float:
+        """When `num_bytes` that are ready now have gone through, after all that came before."""
+        self.free_at = max(now, self.free_at) + num_bytes / self.bytes_per_second
+        self.bytes_total += num_bytes
+        return self.free_at
 
 
 def ship(source: Port, target: Port, num_bytes: int, ready_at: float, done_at: float, last_bytes: int) -> float:

@@ -40,6 +40,8 @@ LLAMA_8B = shape_of(
 )  # fmt: skip
 MAX_BATCH = 32  # the decode worker's own default (max_jobs)
 PREFILL_JOBS = 4  # the prefill worker's
+_HOST_MEMORY_BYTES = 64_000_000_000  # of each GPU; half of its share of a common machine
+_HOST_BYTES_PER_SECOND = 2e10  # of PCIe 4.0 x16's 32 GB/s, as copies from pinned memory commonly reach
 _PAIR_NIC_GBPS = 50.0  # one GPU's share of eight on a machine with 400 Gbit/s
 _A100_MEMORY = {"a100": "A100-80GB", "a100-40gb": "A100-40GB"}
 Build = Callable[[str, int], SimCluster]
@@ -61,6 +63,8 @@ def worker_spec(
         kv_memory_bytes=int(instance.pool_bytes) if role == "decode" else 0,
         network_bytes_per_second=nic_gbps * GIGA / 8 * instance.assume.nic_share,
         chunk_tokens=instance.assume.chunk_tokens,
+        host_memory_bytes=_HOST_MEMORY_BYTES * instance.tp,
+        host_bytes_per_second=_HOST_BYTES_PER_SECOND * instance.tp,
     )
 
 

@@ -9,12 +9,16 @@ from scheduler.simulator.simulation import Simulation, patient_config
 from scheduler.simulator.workload import Arrivals, Workload
 
 LEAST_REQUESTS = 500
+HEARTBEAT_SECONDS = 0.5
+_FEW = 100  # workers whose heartbeats cost little
 _ROUNDS = 6  # requests per place of the cluster: enough that filling and draining can be left out
 _FROM, _TO = 0.35, 0.85  # of the completions
 
 
-def saturation_rate(cluster: SimCluster, workload: Workload, kv_format: str) -> float:
-    """Requests per second, by a closed loop with first come, first served and the placement that balances counts.
+def saturation_rate(
+    cluster: SimCluster, workload: Workload, kv_format: str, *, policy: str = "fcfs", placement: str = "least-loaded"
+) -> float:
+    """Requests per second, by a closed loop; by default first come, first served, with the placement that balances counts.
 
     The loop keeps every place of the cluster busy; the rate is of the completions between the 35th and the 85th of a hundred.
     """
@@ -25,7 +29,8 @@ def saturation_rate(cluster: SimCluster, workload: Workload, kv_format: str) -> 
         cluster,
         several,
         Arrivals(concurrency=2 * places),
-        config=patient_config(policy="fcfs", placement="least-loaded"),
+        config=patient_config(policy=policy, placement=placement),
+        heartbeat_seconds=HEARTBEAT_SECONDS if len(cluster.workers) <= _FEW else None,
         kv_format=kv_format,
     )
     ended = np.sort(np.asarray(simulation.run().ended))

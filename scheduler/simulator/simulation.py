@@ -107,6 +107,7 @@ class Simulation:
             assert not worker.held, f"{worker.held} jobs are left on {worker.worker_id}"
         for decode in self.decode.values():
             assert not decode.reserved_pages, f"pages are left on {decode.worker_id}"
+            assert not decode.host_pages_used, f"pages are left in the host memory of {decode.worker_id}"
 
     # ---- what workers see
 
@@ -121,6 +122,10 @@ class Simulation:
         index = int(job_id)
         self.records.prefill_started[index] = prefill_started
         self.records.first_token[index] = now
+
+    def paused(self, job_id: str, seconds: float) -> None:
+        paused = self.records.paused_seconds
+        paused[int(job_id)] = max(paused[int(job_id)], seconds)
 
     def last_token(self, job_id: str, now: float) -> None:
         """The client has its last token; the scheduler's word that the job ended comes after it."""

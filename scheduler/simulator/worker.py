@@ -36,6 +36,8 @@ class World(Protocol):
 
     def first_token(self, job_id: str, prefill_started: float, now: float) -> None: ...
 
+    def paused(self, job_id: str, seconds: float) -> None: ...
+
     def last_token(self, job_id: str, now: float) -> None: ...
 
 
@@ -53,6 +55,7 @@ class SimWorker(ABC):
             max_jobs=spec.max_jobs,
             data_address=f"inproc://{spec.worker_id}" if spec.role == "decode" else None,
             capacity_pages=spec.capacity_pages(model, kv_format),
+            host_pages=spec.host_pages(model, kv_format),
             link="inproc",
             backend="simulated",
         )

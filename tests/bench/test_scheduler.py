@@ -11,9 +11,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.scheduler import FIGURES, run_scheduler
+from bench.scheduler import FIGURES, run_saturation, run_scheduler
 from bench.sim_options import SchedulerOptions
-from bench.sim_report import print_scheduler, seeds_together, spread
+from bench.sim_report import print_saturation, print_scheduler, seeds_together, spread
 from bench.sim_scale import ScaleOptions, print_scale, run_scale
 from packhorse.errors import ConfigError
 
@@ -34,7 +34,7 @@ def test_a_grid_gives_a_record_for_each_case_and_seed() -> None:
 
 
 def test_the_same_seed_gives_the_same_records_and_another_does_not() -> None:
-    options = replace(SMALL, policy=("ssjf",), predictor=("regressor",), load=(1.2,))
+    options = replace(SMALL, policy=("ssjf",), predictor=("percentile",), load=(1.2,))
     first, second = (run_scheduler(options)["records"] for _ in range(2))
     assert first == second
     assert first[0]["mean_jct_seconds"] != first[1]["mean_jct_seconds"]
@@ -115,6 +115,14 @@ def test_seeds_of_a_case_are_put_together() -> None:
     print_scheduler({"records": records}, Console(quiet=True))
 
 
+def test_saturation_is_compared_with_the_first_placement() -> None:
+    options = replace(SMALL, placement=("round-robin", "least-loaded"), policy=("fcfs",))
+    first, second = run_saturation(options)["records"]
+    assert first["of_the_first"] == 1.0
+    assert second["requests_per_second"] == pytest.approx(first["requests_per_second"], rel=0.02)  # one pair: no choice
+    print_saturation({"records": [first, second]}, Console(quiet=True))
+
+
 def test_scale_counts_its_time() -> None:
     result = run_scale(ScaleOptions(requests=2000, workers=50))
     assert result["figures"]["completed"] == 2000
@@ -122,7 +130,7 @@ def test_scale_counts_its_time() -> None:
     print_scale(result, Console(quiet=True))
 
 
-def test_twenty_thousand_requests_over_two_hundred_workers_take_seconds() -> None:
-    result = run_scale(ScaleOptions(requests=20_000, workers=200))
+def test_twenty_thousand_requests_over_a_hundred_workers_take_seconds() -> None:
+    result = run_scale(ScaleOptions(requests=20_000, workers=100))
     assert result["figures"]["completed"] == 20_000
     assert result["processor_seconds"] < 30  # 4 s on an idle core
