@@ -1,7 +1,7 @@
 """The decode worker process: holds reservations, takes page streams in, generates, streams tokens to the gateways.
 
-A job is reserved, then receiving, then running. Whatever ends it (last token, release, failure, lost link) goes through one
-place that takes it out of the engine before its memory is free again.
+A job is reserved, then receiving, then running; a preempted one is stopping, then out, and runs again. Whatever ends it (last token,
+release, failure, lost link) goes through one place that takes it out of the engine before its memory is free again.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ from transport.messages import (
     JobDone,
     JobStats,
     Pages,
+    Preempt,
+    Preempted,
     Reserve,
     Reserved,
     Residual,
+    Resume,
     StreamEnd,
     StreamOpen,
     TokenOutput,
@@ -51,6 +54,8 @@ class State(enum.Enum):
     RESERVED = "reserved"
     RECEIVING = "receiving"
     RUNNING = "running"
+    STOPPING = "stopping"
+    OUT = "out"
     LEAVING = "leaving"
 
 
@@ -60,7 +65,7 @@ class Held:
 
     intake: Intake
     state: State = State.RESERVED
-    generated: int = 1
+    sequence: DecodeSequence | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -93,7 +98,10 @@ class DecodeWorker(Worker):
         )
         address = advertised(self._receiver.address, self.config.advertise)
         log.info("pages arrive at %s; pool of %d pages", address, slots)
-        return self.info(max_jobs=self.config.max_jobs, capacity_pages=slots, data_address=address)
+        host_pages = self.config.host_bytes // PagePool.slot_bytes(info, self.fmt)
+        return self.info(
+            max_jobs=self.config.max_jobs, capacity_pages=slots, host_pages=host_pages, data_address=address
+        )
 
     async def _close(self) -> None:
         if self._receiver is not None:
@@ -110,9 +118,10 @@ class DecodeWorker(Worker):
             step_seconds=means.step_seconds,
             step_context_tokens=means.step_context_tokens,
             step_jobs=means.step_jobs,
-            generated={job_id: held.generated for job_id, held in self._jobs.items() if held.state is State.RUNNING},
+            generated={job_id: held.sequence.generated for job_id, held in self._jobs.items() if held.sequence},
             jobs=len(self._jobs),
             pages_used=self._pool.used_slots,
+            host_pages_used=self._pool.host_pages_used,
             residuals_used=self._pool.used_rows,
             links=self._receiver.num_links,
             tokens_per_second=self._tokens_per_second(),
@@ -121,9 +130,17 @@ class DecodeWorker(Worker):
     # ---- the scheduler's messages
 
     async def receive(self, message: Any) -> None:
-        if not isinstance(message, Reserve):
-            log.warning("a decode worker has no use for %s", message.kind)
-            return
+        match message:
+            case Reserve():
+                self._reserve(message)
+            case Preempt():
+                await self._preempt(message)
+            case Resume():
+                self._resume(message.job_id)
+            case _:
+                log.warning("a decode worker has no use for %s", message.kind)
+
+    def _reserve(self, message: Reserve) -> None:
         job = message.job
         try:
             self.check(job)
@@ -133,6 +150,34 @@ class DecodeWorker(Worker):
             return
         self._jobs[job.job_id] = Held(Intake(job, self._pool, reservation))
         self.agent.send(Reserved(job_id=job.job_id, worker_id=self.worker_id))
+
+    async def _preempt(self, message: Preempt) -> None:
+        """Whatever ends the job while the step under way does, wins."""
+        job_id = message.job_id
+        held = self._jobs.get(job_id)
+        if held is None or held.state is not State.RUNNING or held.sequence is None:
+            return
+        held.state = State.STOPPING
+        assert self._engine is not None
+        await self._engine.drop(job_id)
+        if held.state is not State.STOPPING or self._jobs.get(job_id) is not held:
+            return
+        self._pool.swap_out(job_id, self.fmt.num_pages(held.sequence.num_tokens))
+        held.state = State.OUT
+        self.agent.send(Preempted(job_id=job_id, worker_id=self.worker_id, number=message.number))
+
+    def _resume(self, job_id: str) -> None:
+        held = self._jobs.get(job_id)
+        if held is None or held.state is not State.OUT or held.sequence is None:
+            return
+        try:
+            held.sequence.reservation = self._pool.swap_in(job_id)
+        except PackhorseError as error:
+            self._fail(job_id, error)
+            return
+        held.state = State.RUNNING
+        assert self._engine is not None
+        self._engine.add(held.sequence)
 
     async def drop(self, job_id: str, error: PackhorseError) -> None:
         held = self._jobs.get(job_id)
@@ -174,9 +219,10 @@ class DecodeWorker(Worker):
         held.state = State.RUNNING
         assert self._engine is not None
         stats = message.stats.model_copy(update={"decode_worker": self.worker_id})
-        self._engine.add(
-            DecodeSequence(job, held.intake.reservation, sampler, finish, stats, token, num_tokens=len(job.prompt))
+        held.sequence = DecodeSequence(
+            job, held.intake.reservation, sampler, finish, stats, token, num_tokens=len(job.prompt)
         )
+        self._engine.add(held.sequence)
 
     def aborted(self, job_id: str, error: PackhorseError) -> None:
         held = self._jobs.get(job_id)
@@ -205,9 +251,6 @@ class DecodeWorker(Worker):
         for reply_to, outputs in by_gateway.items():
             self.send_tokens(reply_to, outputs)
         self._since_load.add(step)
-        for sequence, output in step.outputs:
-            if (held := self._jobs.get(sequence.job.job_id)) is not None:
-                held.generated = output.index + 1
         now = time.monotonic()
         self._steps = [(t, n) for t, n in self._steps if t > now - _RATE_SECONDS] + [(now, len(step.outputs))]
         for _, output in step.outputs:

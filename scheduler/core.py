@@ -29,6 +29,7 @@ from scheduler.jobs import CANCELLED, DONE, JobState, Outcome, StateSeconds, Tra
 from scheduler.pages import pages_needed
 from scheduler.placement import PLACEMENTS
 from scheduler.policies import POLICIES
+from scheduler.preemption import Preemption
 from scheduler.workers import Worker, Workers
 from transport.messages import (
     Cancel,
@@ -43,6 +44,8 @@ from transport.messages import (
     JobFailed,
     Model,
     Placed,
+    Preempt,
+    Preempted,
     PrefillDone,
     Register,
     Registered,
@@ -51,6 +54,7 @@ from transport.messages import (
     Released,
     Reserve,
     Reserved,
+    Resume,
     StartPrefill,
     Status,
     StatusRequest,
@@ -78,6 +82,7 @@ class SchedulerCore:
         self.jobs: dict[str, TrackedJob] = {}
         self.policy = _registered("policy", config.policy, POLICIES)(self.experience.typical)
         self.placement = _registered("placement", config.placement, PLACEMENTS)(self.experience.cost)
+        self.preemption = Preemption(self.policy, self.workers, self._stop, self._call_back)
         self.totals: Counter[str] = Counter()
         self._gateways: dict[bytes, float] = {}  # when each was last heard
         self._deadlines: list[tuple[float, str]] = []  # a heap; void where the job's deadline is another now
@@ -102,6 +107,7 @@ class SchedulerCore:
             Cancel: self._on_cancel,
             StatusRequest: self._on_status_request,
             Explain: self._on_explain,
+            Preempted: self._on_preempted,
         }
 
     # ---- events
@@ -121,6 +127,7 @@ class SchedulerCore:
             self._lose(worker, f"not heard for {now - worker.seen_at:.1f} s", now)
         self._drop_silent_gateways(now)
         self.experience.typical.refresh(self.experience.cost, self.workers, now)
+        self.preemption.review()
         while self._deadlines and self._deadlines[0][0] <= now:
             deadline, job_id = heapq.heappop(self._deadlines)
             job = self.jobs.get(job_id)
@@ -260,6 +267,19 @@ class SchedulerCore:
             self._watch(job)
             self._settle(job)
 
+    def _on_preempted(self, peer: bytes, message: Preempted, now: float) -> None:
+        job, worker = self._job_at(peer, message), self.workers.get(message.worker_id)
+        if job is not None and worker is not None and worker.worker_id in job.holds:
+            self.preemption.is_out(worker, job, message.number)
+
+    def _stop(self, worker: Worker, job: TrackedJob) -> None:
+        log.info("job %s is preempted on %s", job.job_id, worker.worker_id)
+        self._send(worker.peer, Preempt(job_id=job.job_id, number=job.preemptions))
+
+    def _call_back(self, worker: Worker, job: TrackedJob) -> None:
+        log.info("job %s is resumed on %s", job.job_id, worker.worker_id)
+        self._send(worker.peer, Resume(job_id=job.job_id))
+
     def _on_job_done(self, peer: bytes, message: JobDone, now: float) -> None:
         """A prefill worker that still holds the job is about to say PrefillDone, so it is not asked to release it."""
         job = self._job_at(peer, message)
@@ -277,7 +297,9 @@ class SchedulerCore:
         if job is not None and job.state is JobState.RELEASING and job.dropped(message.worker_id):
             self._settle(job)
 
-    def _job_at(self, peer: bytes, message: PrefillDone | JobDone | WorkerFailed | Released) -> TrackedJob | None:
+    def _job_at(
+        self, peer: bytes, message: PrefillDone | JobDone | WorkerFailed | Released | Preempted
+    ) -> TrackedJob | None:
         """The job that a worker tells of; None when there is none such, or the peer is not that worker: late or foreign word."""
         job = self.jobs.get(message.job_id)
         if job is None or self.workers.heard_from(message.worker_id, peer) is None:
@@ -341,6 +363,8 @@ class SchedulerCore:
         while (job := self.policy.head(now)) is not None:
             pair = self.placement.choose(job, self.workers)
             if pair is None:
+                if job.needs_decode and self.placement.has_prefill_for(job):
+                    self.preemption.make_room(job, now)
                 return
             self.policy.remove(job.job_id)
             job.place(pair.prefill.worker_id, pair.decode.worker_id if pair.decode is not None else "", now)
@@ -356,6 +380,11 @@ class SchedulerCore:
                 self._watch(job)
                 reserve = Reserve(job=job.job, pages=job.pages, prefill_worker=job.prefill_worker)
                 self._send(pair.decode.peer, reserve)
+
+    def _startable_head(self, now: float) -> TrackedJob | None:
+        """The head of the queue, if it needs a decode worker and some prefill worker would take it."""
+        head = self.policy.head(now)
+        return head if head is not None and head.needs_decode and self.placement.has_prefill_for(head) else None
 
     def _expire(self, job: TrackedJob, now: float) -> None:
         """The job has been in its state for too long. Released, it is forgotten: no worker can keep it here for ever."""
@@ -410,6 +439,8 @@ class SchedulerCore:
             worker = self.workers.get(worker_id)
             if worker is not None and worker_id not in job.holds:
                 worker.drop(job.job_id)
+        if job.decode_worker not in job.holds:
+            self.preemption.gone(job.decode_worker, job.job_id)
         if job.state is not JobState.ENDED or self.jobs.pop(job.job_id, None) is None:
             return
         self.policy.forget(job.job_id)
@@ -428,6 +459,7 @@ class SchedulerCore:
         self._out.append((peer, message))
 
     def _flush(self, now: float) -> list[Outgoing]:
+        self.preemption.bring_back(self._startable_head(now), now)
         self._place_heads(now)
         out, self._out = self._out, []
         return out

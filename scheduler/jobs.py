@@ -30,6 +30,14 @@ class JobState(StrEnum):
     ENDED = "ended"
 
 
+class Swap(StrEnum):
+    """Where a job's pages are on its decode worker: on the device, asked to leave it, or out, in host memory."""
+
+    IN = "in"
+    LEAVING = "leaving"
+    OUT = "out"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended: done, cancelled (nobody waits any more), or failed with `error`."""
@@ -103,6 +111,8 @@ class TrackedJob:
     context_tokens: int = field(init=False)
     progress: Progress = field(init=False)
     run_pages: int = field(init=False)
+    swap: Swap = Swap.IN
+    preemptions: int = 0
     pause: ToolPause | None = None
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from packhorse.errors import ConfigError
-from scheduler.jobs import TrackedJob
+from scheduler.jobs import Swap, TrackedJob
 from transport.messages import KVLayout, Role, WorkerInfo, WorkerLoad, WorkerStatus
 
 
@@ -34,6 +34,13 @@ class Worker:
     prompt_squares: int = 0
     context_tokens: int = 0
     reserved_pages: int = 0
+    host_pages_used: int = 0
+    jobs_out: int = 0
+
+    @property
+    def device_jobs(self) -> int:
+        """Jobs that are not out in host memory."""
+        return len(self.jobs) - self.jobs_out
 
     @property
     def free_pages(self) -> int:
@@ -51,8 +58,11 @@ class Worker:
 
     def drop(self, job_id: str) -> None:
         """Frees what `hold` took; a job that is not here changes nothing."""
-        job = self.jobs.pop(job_id, None)
+        job = self.jobs.get(job_id)
         if job is not None:
+            if job.swap is Swap.OUT and self.info.role == "decode":
+                self.swap_in(job)
+            del self.jobs[job_id]
             self._count(job, -1)
 
     def has_context_for(self, job: TrackedJob) -> bool:
@@ -61,8 +71,28 @@ class Worker:
 
     def has_room_for(self, job: TrackedJob) -> bool:
         """Whether the job fits now."""
-        pages_fit = self.reserved_pages + self._pages(job) <= self.info.capacity_pages or self.info.role == "prefill"
-        return len(self.jobs) < self.info.max_jobs and pages_fit and self.has_context_for(job)
+        return self.fits_on_device(job) and self.has_context_for(job)
+
+    def fits_on_device(self, job: TrackedJob) -> bool:
+        """Whether its pages and a place in the batch are free."""
+        pages_fit = self.info.role == "prefill" or self.reserved_pages + job.pages <= self.info.capacity_pages
+        return self.device_jobs < self.info.max_jobs and pages_fit
+
+    def swap_out(self, job: TrackedJob) -> None:
+        """The job's pages are in host memory: they and its place are free."""
+        self._move(job, Swap.OUT, 1)
+
+    def swap_in(self, job: TrackedJob) -> None:
+        """The job, which is out, takes its pages and a place again."""
+        assert job.swap is Swap.OUT
+        self._move(job, Swap.IN, -1)
+
+    def _move(self, job: TrackedJob, swap: Swap, sign: int) -> None:
+        job.swap = swap
+        self.jobs_out += sign
+        self.reserved_pages -= sign * job.pages
+        self.host_pages_used += sign * job.pages
+        self.changed(self.worker_id)
 
     def status(self, now: float) -> WorkerStatus:
         return WorkerStatus(

@@ -102,6 +102,7 @@ class WorkerInfo(Model):
         default=None, description="decode: where page streams connect, with the link's scheme"
     )
     capacity_pages: int = Field(default=0, description="decode: pages in the pool")
+    host_pages: int = Field(default=0, description="decode: pages of preempted jobs that host memory may hold")
     link: str = "zmq"
     backend: str = Field(default="reference", description="kernel back end in use")
 
@@ -111,6 +112,7 @@ class WorkerLoad(Model):
 
     jobs: int = 0
     pages_used: int = Field(default=0, description="decode: pages reserved or filled")
+    host_pages_used: int = Field(default=0, description="decode: reserved by jobs whose pages are in host memory")
     residuals_used: int = Field(default=0, description="decode: residual buffers in use")
     leases: int = Field(default=0, description="prefill: streams not yet acknowledged")
     lease_bytes: int = 0
@@ -218,6 +220,30 @@ class Reserved(Model):
     kind: Literal["reserved"] = "reserved"
     job_id: str
     worker_id: str
+
+
+class Preempt(Model):
+    """Scheduler -> decode: stop this running job and move its pages and residual to host memory. Jobs that do not run are left alone."""
+
+    kind: Literal["preempt"] = "preempt"
+    job_id: str
+    number: int = Field(description="how often the job was preempted, with this time")
+
+
+class Preempted(Model):
+    """Decode -> scheduler: the job's device pages and its residual buffer are free; it generates nothing until Resume."""
+
+    kind: Literal["preempted"] = "preempted"
+    job_id: str
+    worker_id: str
+    number: int = Field(description="of the Preempt that this answers")
+
+
+class Resume(Model):
+    """Scheduler -> decode: move a preempted job back, whose pages fit now, and let it run on."""
+
+    kind: Literal["resume"] = "resume"
+    job_id: str
 
 
 class StartPrefill(Model):
@@ -473,7 +499,7 @@ class Credit(Model):
 
 Message = Annotated[
     Register | Registered | Rejected | Heartbeat | HeartbeatAck | Goodbye
-    | Reserve | Reserved | StartPrefill | PrefillDone | JobDone | WorkerFailed | Release | Released
+    | Reserve | Reserved | Preempt | Preempted | Resume | StartPrefill | PrefillDone | JobDone | WorkerFailed | Release | Released
     | Submit | Cancel | Placed | JobFailed | JobEnded | StatusRequest | Status | Explain | Explanation
     | Tokens
     | Hello | Welcome | Refused | StreamOpen | Pages | Residual | StreamEnd | StreamAck | StreamAbort | Credit,

@@ -42,6 +42,10 @@ class Placement(ABC):
         self._refresh(workers)
         return self._pair(job)
 
+    def has_prefill_for(self, job: TrackedJob) -> bool:
+        """Whether only the decode side was missing, when `choose` last found no pair."""
+        return self._groups["prefill"].roomiest(job) is not None
+
     @abstractmethod
     def _pair(self, job: TrackedJob) -> Pair | None: ...
 
@@ -64,7 +68,7 @@ class Placement(ABC):
             worker_id = self._changed.pop()
             worker = workers.get(worker_id)
             for role, groups in self._groups.items():
-                if worker is None or worker.info.role != role or len(worker.jobs) >= worker.info.max_jobs:
+                if worker is None or worker.info.role != role or worker.device_jobs >= worker.info.max_jobs:
                     groups.discard(worker_id)
                 else:
                     key = self._prefill_key(worker) if role == "prefill" else self._decode_key(worker)

@@ -15,6 +15,8 @@ import pytest
 from packhorse.config import SchedulerConfig
 from packhorse.errors import LinkClosedError
 from scheduler.core import SchedulerCore
+from scheduler.jobs import Swap
+from scheduler.policies import POLICIES
 from tests.scheduler.fakes import decode_info, make_job, prefill_info
 from transport.messages import (
     Cancel,
@@ -28,6 +30,8 @@ from transport.messages import (
     JobStats,
     Model,
     Placed,
+    Preempt,
+    Preempted,
     PrefillDone,
     Register,
     Registered,
@@ -35,6 +39,7 @@ from transport.messages import (
     Released,
     Reserve,
     Reserved,
+    Resume,
     StartPrefill,
     Status,
     StatusRequest,
@@ -54,6 +59,7 @@ class FakeWorker:
         self.alive = False
         self.held: dict[str, int] = {}  # job id -> pages
         self.ready: set[str] = set()  # decode: the page stream has come
+        self.out: dict[str, int] = {}  # decode: preempted jobs -> pages
         self.inbox: deque[Any] = deque()
         self.outbox: deque[Model] = deque()
         self.said: list[Model] = []
@@ -69,8 +75,7 @@ class FakeWorker:
 
     def crash(self, goodbye: bool) -> None:
         self.inbox.clear()
-        self.held.clear()
-        self.ready.clear()
+        self.clear()
         if goodbye:
             self.say(Goodbye(worker_id=self.info.worker_id))
         else:
@@ -89,21 +94,38 @@ class FakeWorker:
                 self.say(Reserved(job_id=message.job.job_id, worker_id=self.info.worker_id))
             case StartPrefill():
                 self.hold(message.job.job_id, 0)
+            case Preempt():
+                if message.job_id in self.ready:  # else it has ended, and its end is on its way
+                    self.ready.discard(message.job_id)
+                    self.out[message.job_id] = self.held.pop(message.job_id)
+                    assert sum(self.out.values()) <= self.info.host_pages
+                    self.world.preempted += 1
+                    self.say(Preempted(job_id=message.job_id, worker_id=self.info.worker_id, number=message.number))
+            case Resume():
+                if message.job_id in self.out:
+                    self.hold(message.job_id, self.out.pop(message.job_id))
+                    self.ready.add(message.job_id)
+                    self.world.resumed += 1
             case Release():
                 self.held.pop(message.job_id, None)
+                self.out.pop(message.job_id, None)
                 self.ready.discard(message.job_id)
                 self.say(Released(job_id=message.job_id, worker_id=self.info.worker_id))
             case HeartbeatAck() if not message.known:
-                self.held.clear()
-                self.ready.clear()
+                self.clear()
                 self.say(Register(worker=self.info))
             case Registered():  # the scheduler counts us as empty
-                self.held.clear()
-                self.ready.clear()
+                self.clear()
         return None
+
+    def clear(self) -> None:
+        self.held.clear()
+        self.ready.clear()
+        self.out.clear()
 
     def hold(self, job_id: str, pages: int) -> None:
         assert job_id not in self.held
+        assert job_id not in self.out
         self.held[job_id] = pages
         assert len(self.held) <= self.info.max_jobs
         if self.info.role == "decode":
@@ -117,9 +139,11 @@ class FakeWorker:
 
     def work(self) -> None:
         """One held job makes progress, or fails."""
-        if not self.held:
-            return
         dice = self.world.random
+        if not self.held or (
+            self.info.host_pages and dice.random() < 0.7
+        ):  # where jobs give way, decoding is to be what is scarce
+            return
         job_id = dice.choice(sorted(self.held))
         if dice.random() < 0.05:
             self.fail(job_id)
@@ -145,16 +169,24 @@ class FakeWorker:
 
 
 class World:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, policy: str = "fcfs", host_pages: int = 0, placement: str = "least-loaded") -> None:
         self.random = random.Random(seed)
         self.now = 0.0
+        self.preempted = self.resumed = 0
         config = SchedulerConfig(
-            max_queue=30, queue_seconds=60, prefill_seconds=40, decode_seconds=80, release_seconds=20
-        )
+            max_queue=30, queue_seconds=60, prefill_seconds=40, decode_seconds=80, release_seconds=20,
+            policy=policy, placement=placement,
+        )  # fmt: skip
         self.core = SchedulerCore(config, epoch="epoch-1")
         self.workers = [
-            *(FakeWorker(self, prefill_info(f"p{i}", max_jobs=i + 1, max_context_tokens=600)) for i in range(2)),
-            *(FakeWorker(self, decode_info(f"d{i}", max_jobs=3, capacity_pages=6 + 6 * i)) for i in range(3)),
+            *(
+                FakeWorker(self, prefill_info(f"p{i}", max_jobs=8 if host_pages else i + 1, max_context_tokens=600))
+                for i in range(2)
+            ),
+            *(
+                FakeWorker(self, decode_info(f"d{i}", max_jobs=3, capacity_pages=6 + 6 * i, host_pages=host_pages))
+                for i in range(3)
+            ),
         ]
         self.gateways = {b"g0": True, b"g1": True}
         self.jobs: dict[str, Any] = {}
@@ -272,10 +304,13 @@ class World:
     def check(self) -> None:
         for worker in self.core.workers:
             jobs = worker.jobs.values()
-            assert len(jobs) <= worker.info.max_jobs
+            assert worker.jobs_out == sum(job.swap is Swap.OUT for job in jobs)
+            assert worker.device_jobs <= worker.info.max_jobs
             assert worker.prompt_tokens == sum(job.prompt_tokens for job in jobs)
             if worker.info.role == "decode":
-                assert worker.reserved_pages == sum(job.pages for job in jobs) <= worker.info.capacity_pages
+                out = sum(job.pages for job in jobs if job.swap is Swap.OUT)
+                assert worker.host_pages_used == out <= worker.info.host_pages
+                assert worker.reserved_pages == sum(job.pages for job in jobs) - out <= worker.info.capacity_pages
             for job in jobs:
                 assert self.core.jobs[job.job_id] is job
                 assert worker.worker_id in job.holds
@@ -293,23 +328,39 @@ class World:
                 worker.start()
         for _ in range(20_000):
             self.step(closing=True)
-            if not self.core.jobs and not any(worker.inbox or worker.held for worker in self.workers):
+            if not self.core.jobs and not any(w.inbox or w.held or w.out for w in self.workers):
                 return
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_events(seed: int) -> None:
-    world = World(seed)
+    world = played(World(seed))
+    assert world.preempted == 0
+    assert world.placed == sorted(world.placed), "a job overtook another"
+
+
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"fcfs"}))
+@pytest.mark.parametrize("seed", range(2))
+def test_random_events_with_preemption(seed: int, policy: str) -> None:
+    world = played(World(seed, policy, host_pages=20, placement="predicted"))
+    assert (world.preempted > 0) == (world.resumed > 0) == POLICIES[policy].preempts
+
+
+def played(world: World) -> World:
+    """Ends with nothing left anywhere."""
     for _ in range(3000):
         world.step()
     world.close()
     assert world.core.jobs == {}
     assert len(world.core.policy) == 0
-    assert [worker.held for worker in world.workers if worker.held] == []
+    assert [worker.held for worker in world.workers if worker.held or worker.out] == []
     for worker in world.core.workers:
         assert (len(worker.jobs), worker.reserved_pages, worker.prompt_tokens) == (0, 0, 0)
+        assert (worker.jobs_out, worker.host_pages_used) == (0, 0)
+    assert vars(world.core.preemption)["_out"] == {}
+    assert vars(world.core.preemption)["_leaving"] == set()
     for job_id in world.jobs:
         assert world.terminal[job_id] == 1 or job_id in world.cancelled, f"job {job_id} never ended"
-    assert world.placed == sorted(world.placed), "a job overtook another"
     assert sum(world.core.totals.values()) == len(world.jobs)
-    assert world.core.totals["done"] > 50
+    assert world.core.totals["done"] > 30
+    return world

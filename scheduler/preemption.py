@@ -1,0 +1,133 @@
+"""Preemption on decode workers: which running jobs give way, and when they come back, as the policy plans.
+
+Acts only where the policy preempts and the worker has host memory to move pages to. A job is first asked to leave (LEAVING), counts on the
+device until the worker says that it is out, and counts there again from the moment it is called back. Only one round of leaving is under
+way at a time, so that no more jobs are stopped than needed. Knows nothing of messages: `stop` and `call_back` send them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from scheduler.jobs import JobState, Swap, TrackedJob
+from scheduler.policies import Policy, Room, RunPlan
+from scheduler.workers import Worker, Workers
+
+EXAMINED = 4  # workers that are looked at for one blocked job, in turn
+LOOK_SECONDS = 0.05  # between two looks for the same job
+
+
+class Preemption:
+    def __init__(
+        self,
+        policy: Policy,
+        workers: Workers,
+        stop: Callable[[Worker, TrackedJob], None],
+        call_back: Callable[[Worker, TrackedJob], None],
+    ) -> None:
+        self._policy, self._workers = policy, workers
+        self._stop, self._call_back = stop, call_back
+        self._leaving: set[str] = set()
+        self._out: dict[str, set[str]] = {}  # by worker: jobs that are out
+        self._due: set[str] = set()  # workers to be looked at again
+        self._cursor = 0
+        self._looked: tuple[str, float] = ("", 0.0)
+
+    def gone(self, worker_id: str, job_id: str) -> None:
+        """The job holds nothing on the worker any more."""
+        self._leaving.discard(job_id)
+        out = self._out.get(worker_id)
+        if out is not None:
+            out.discard(job_id)
+            if out:
+                self._due.add(worker_id)
+            else:
+                del self._out[worker_id]
+
+    def is_out(self, worker: Worker, job: TrackedJob, number: int) -> None:
+        """The worker says that the job's pages are in host memory, as the job's preemption of that number asked for."""
+        if job.swap is Swap.LEAVING and number == job.preemptions:
+            self._leaving.discard(job.job_id)
+            worker.swap_out(job)
+            self._out.setdefault(worker.worker_id, set()).add(job.job_id)
+            self._due.add(worker.worker_id)
+
+    def review(self) -> None:
+        """Time has passed: waiting jobs may have become the better ones."""
+        self._due.update(self._out)
+
+    def make_room(self, head: TrackedJob, now: float) -> None:
+        """`head` fits no decode worker. Stops jobs of one where the policy would rather run it."""
+        looked_for, at = self._looked
+        if not self._policy.preempts or self._leaving or (looked_for == head.job_id and now - at < LOOK_SECONDS):
+            return
+        self._looked = (head.job_id, now)
+        workers = self._workers.of_role("decode")
+        for i in range(min(EXAMINED, len(workers))):
+            worker = workers[(self._cursor + i) % len(workers)]
+            if worker.info.host_pages and worker.has_context_for(head) and self._give_way(worker, head, now):
+                return
+        self._cursor += EXAMINED
+
+    def bring_back(self, head: TrackedJob | None, now: float) -> None:
+        """Calls jobs back where the policy would run them, and stops others for them; before `head`, the next of the queue, only
+        where they come before it.
+        """
+        due, self._due = self._due, set()
+        for worker_id in sorted(due):
+            worker = self._workers.get(worker_id)
+            if worker is not None and worker_id in self._out:
+                self._bring_back(worker, head, now)
+
+    def _bring_back(self, worker: Worker, head: TrackedJob | None, now: float) -> None:
+        jobs = (worker.jobs[job_id] for job_id in sorted(self._out[worker.worker_id]))
+        out = {job.job_id: job for job in jobs if job.state is JobState.DECODING}
+        plan = self._plan(worker, [*out.values(), *([head] if head is not None else [])], now)
+        for job in plan.run:
+            if job.job_id not in out:
+                continue
+            if worker.fits_on_device(job):
+                self._out[worker.worker_id].discard(job.job_id)
+                worker.swap_in(job)
+                job.progress.run(now)
+                self._call_back(worker, job)
+            elif not self._leaving:
+                self._stop_until(worker, job, plan, now)
+        if not self._out[worker.worker_id]:
+            del self._out[worker.worker_id]
+
+    def _give_way(self, worker: Worker, head: TrackedJob, now: float) -> bool:
+        plan = self._plan(worker, [head], now)
+        return head in plan.run and self._stop_until(worker, head, plan, now)
+
+    def _plan(self, worker: Worker, others: Iterable[TrackedJob], now: float) -> RunPlan:
+        """Of the jobs that decode on the worker, and others; in the room that jobs on their way leave."""
+        running = [job for job in worker.jobs.values() if _is_running(job)]
+        coming = worker.device_jobs - len(running)
+        room = Room(worker.free_pages + sum(job.pages for job in running), worker.info.max_jobs - coming)
+        return self._policy.plan([*running, *others], room, now)
+
+    def _stop_until(self, worker: Worker, job: TrackedJob, plan: RunPlan, now: float) -> bool:
+        """Stops running jobs of the plan's waiting ones, the last first, until `job` will fit; nobody where that is not enough."""
+        pages, places = job.pages - worker.free_pages, 1 - (worker.info.max_jobs - worker.device_jobs)
+        victims: list[TrackedJob] = []
+        for victim in reversed(plan.wait):
+            if pages <= 0 and places <= 0:
+                break
+            if _is_running(victim) and victim.job_id in worker.jobs:
+                victims.append(victim)
+                pages, places = pages - victim.pages, places - 1
+        taken = sum(victim.pages for victim in victims)
+        if pages > 0 or places > 0 or worker.host_pages_used + taken > worker.info.host_pages:
+            return False
+        for victim in victims:
+            victim.swap = Swap.LEAVING
+            victim.preemptions += 1
+            victim.progress.wait(now)
+            self._leaving.add(victim.job_id)
+            self._stop(worker, victim)
+        return bool(victims)
+
+
+def _is_running(job: TrackedJob) -> bool:
+    return job.state is JobState.DECODING and job.swap is Swap.IN

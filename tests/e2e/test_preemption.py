@@ -1,0 +1,72 @@
+"""Preemption in whole systems: the same tokens as without it, short jobs before long ones, nothing lost whoever leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from tests.e2e.conftest import MakeSystem
+from transport.messages import Preempt, Resume
+
+LONG = [5 + i % 900 for i in range(200)]
+SHORT = [7 + i % 300 for i in range(70)]
+
+
+async def test_a_job_that_was_stopped_again_and_again_says_the_same(system: MakeSystem) -> None:
+    async with system() as s:
+        expected = [output.token_id for output in await s.client.run(LONG, max_tokens=150)]
+        worker, job = s.decodes[0], s.client.job(LONG, max_tokens=150)
+        await s.client.submit(job)
+        for number in range(1, 6):
+            await s.client.tokens(job.job_id, at_least=20 * number)
+            await worker.receive(Preempt(job_id=job.job_id, number=number))
+            load = worker.load()
+            assert (load.pages_used, load.residuals_used) == (0, 0)
+            assert load.host_pages_used > 0
+            count = len(s.client.outputs[job.job_id])
+            await asyncio.sleep(0.1)
+            assert len(s.client.outputs[job.job_id]) <= count + 2  # what was on the wire
+            await worker.receive(Resume(job_id=job.job_id))
+        await s.client.end(job.job_id)
+        outputs = await s.client.tokens(job.job_id, complete=True)
+    assert [output.token_id for output in outputs] == expected
+    assert [output.index for output in outputs] == list(range(150))
+
+
+async def test_a_short_job_takes_the_place_of_a_long_one_and_gives_it_back(system: MakeSystem) -> None:
+    async with system(decode={"pool_pages": 6}, scheduler={"policy": "srpt-oracle"}) as s:
+        alone = [output.token_id for output in await s.client.run(LONG, max_tokens=190)]
+        long = s.client.job(LONG, max_tokens=190)  # its 6 pages fill the pool
+        await s.client.submit(long)
+        await s.client.tokens(long.job_id, at_least=5)
+        short = s.client.job(SHORT, max_tokens=10)
+        await s.client.submit(short)
+        await s.client.end(short.job_id)
+        assert len(s.client.outputs[long.job_id]) < 190
+        await s.client.end(long.job_id)
+        outputs = await s.client.tokens(long.job_id, complete=True)
+    assert [output.token_id for output in outputs] == alone
+
+
+async def test_cancelled_and_finished_in_any_order_nothing_is_left(system: MakeSystem) -> None:
+    """The fixture asks at the end what is still held, pages in host memory included."""
+    draw = random.Random(8)
+    async with system(decode={"pool_pages": 6, "max_jobs": 2}, scheduler={"policy": "packhorse"}) as s:
+        jobs = []
+        for _ in range(16):
+            job = s.client.job(LONG[: draw.randint(60, 200)], max_tokens=draw.choice([4, 60, 180]))
+            jobs.append(job)
+            await s.client.submit(job)
+            await asyncio.sleep(draw.random() * 0.05)
+        cancelled = draw.sample(jobs, 6)
+        for job in cancelled:
+            await asyncio.sleep(draw.random() * 0.1)
+            await s.client.cancel(job.job_id)
+        for job in jobs:
+            if job not in cancelled:
+                await s.client.end(job.job_id)
+                tokens = await s.client.tokens(job.job_id, complete=True)
+                assert len(tokens) == job.sampling.max_tokens
+        await s.client.until_idle()
+        load = s.decodes[0].load()
+        assert (load.jobs, load.pages_used, load.residuals_used, load.host_pages_used) == (0, 0, 0, 0)

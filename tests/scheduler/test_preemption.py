@@ -1,0 +1,166 @@
+"""Which jobs give way on a decode worker, and when they come back."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.scheduler.fakes import Bench, decode_info, make_job, prefill_info
+from transport.messages import Cancel, JobEnded, JobFailed, Preempt, Preempted, Release, Reserve, Resume
+
+
+def bench(policy: str = "srpt-oracle", *, host_pages: int = 20, prefill_jobs: int = 4, **config: object) -> Bench:
+    infos = prefill_info("p1", max_jobs=prefill_jobs), decode_info("d1", capacity_pages=6, host_pages=host_pages)
+    return Bench(*infos, policy=policy, **config)
+
+
+def decoding(b: Bench, job_id: str, tokens: int) -> None:
+    """A job of `tokens` (its max_tokens, which is what is believed without a predictor), and so many pages as 64 go into it."""
+    b.submit(make_job(job_id, max_tokens=tokens))
+    b.reserved(job_id=job_id)
+    b.prefilled(job_id=job_id)
+    assert b.state(job_id) == "decoding"
+    b.sent.clear()
+
+
+def is_out(b: Bench, job_id: str, number: int = 1) -> None:
+    b.hear(b"d1", Preempted(job_id=job_id, worker_id="d1", number=number))
+
+
+def test_the_longest_gives_way_and_comes_back_when_there_is_room() -> None:
+    b = bench()
+    decoding(b, "long", 200)  # 3 pages
+    decoding(b, "middle", 130)  # 2
+    b.submit(make_job("short", max_tokens=80))  # 1: fits
+    assert b.take(Preempt) == []
+    b.submit(make_job("late", max_tokens=70))
+    assert b.take(Preempt, "d1") == [Preempt(job_id="long", number=1)]
+    assert [message.job.job_id for message in b.take(Reserve)] == ["short"]
+    is_out(b, "long")
+    assert [message.job.job_id for message in b.take(Reserve)] == ["late"]
+    for job_id in ("short", "late"):
+        b.reserved(job_id=job_id)
+        b.prefilled(job_id=job_id)
+    assert b.take(Resume) == []  # 2 of 3 pages free
+    b.decoded(job_id="short")
+    assert b.take(Resume, "d1") == [Resume(job_id="long")]
+    for job_id in ("long", "late", "middle"):
+        b.decoded(job_id=job_id)
+    assert len(b.take(JobEnded)) == 4
+    b.assert_idle()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"policy": "ssjf"}, "the policy does not preempt"),
+        ({"host_pages": 0}, "there is nowhere to go"),
+        ({"host_pages": 5}, "host memory is too small"),
+        ({"prefill_jobs": 1}, "no prefill worker could start the job"),
+    ],
+)
+def test_nobody_is_stopped_in_vain(changes: dict[str, object], why: str) -> None:
+    b = bench(**changes)  # type: ignore[arg-type]
+    decoding(b, "long", 380)
+    if "prefill_jobs" in changes:
+        b.submit(make_job("first", max_tokens=1))
+    b.submit(make_job("short", max_tokens=70))
+    assert b.take(Preempt) == [], why
+    assert b.state("short") == "queued"
+
+
+def test_a_longer_job_waits_its_turn() -> None:
+    b = bench()
+    decoding(b, "short", 340)
+    b.submit(make_job("long", max_tokens=380))
+    assert b.take(Preempt) == []
+
+
+def test_old_word_of_a_preemption_is_not_believed() -> None:
+    b = bench()
+    decoding(b, "long", 380)
+    b.submit(make_job("one", max_tokens=70))
+    is_out(b, "long")
+    b.reserved(job_id="one")
+    b.prefilled(job_id="one")
+    b.decoded(job_id="one")
+    assert b.take(Resume) == [Resume(job_id="long")]
+    b.now += 1
+    b.submit(make_job("two", max_tokens=70))
+    assert b.take(Preempt)[-1].number == 2
+    b.sent.clear()
+    is_out(b, "long", number=1)
+    assert b.take(Reserve) == []
+    is_out(b, "long", number=2)
+    assert len(b.take(Reserve)) == 1
+
+
+def test_a_job_that_ends_before_it_is_stopped_makes_room_too() -> None:
+    b = bench()
+    decoding(b, "long", 380)
+    b.submit(make_job("short", max_tokens=70))
+    assert len(b.take(Preempt)) == 1
+    b.decoded(job_id="long")
+    assert [message.job.job_id for message in b.take(Reserve)] == ["short"]
+
+
+@pytest.mark.parametrize("end", ["cancel", "lost"])
+def test_a_job_that_is_out_may_end_there(end: str) -> None:
+    b = bench()
+    decoding(b, "long", 380)
+    b.submit(make_job("short", max_tokens=70))
+    is_out(b, "long")
+    if end == "cancel":
+        b.hear(b"gateway-1", Cancel(job_id="long", reason="left"))
+        assert "long" in [message.job_id for message in b.take(Release, "d1")]
+        b.released("d1", "long")
+    else:
+        b.sent += b.core.unreachable(b"d1", b.now)
+        assert {message.job_id for message in b.take(JobFailed)} == {"long", "short"}
+        b.release_all()
+    assert "long" not in b.core.jobs
+    if end == "cancel":
+        b.reserved(job_id="short")
+        b.prefilled(job_id="short")
+        b.decoded(job_id="short")
+    b.assert_idle()
+
+
+def test_a_job_that_has_been_out_for_long_stops_others_in_turn() -> None:
+    b = bench("packhorse", worker_timeout_seconds=1000)
+    decoding(b, "long", 380)
+    b.submit(make_job("short", max_tokens=70))
+    is_out(b, "long")
+    b.reserved(job_id="short")
+    b.prefilled(job_id="short")
+    b.sent.clear()
+    b.now += 59
+    b.sent += b.core.tick(b.now)
+    assert b.take(Preempt) == []
+    b.now += 2
+    b.sent += b.core.tick(b.now)
+    assert b.take(Preempt) == [Preempt(job_id="short", number=1)]
+    is_out(b, "short")
+    assert b.take(Resume) == [Resume(job_id="long")]
+
+
+def test_room_that_was_made_is_not_taken_back_by_the_one_that_made_it() -> None:
+    b = bench()
+    decoding(b, "long", 380)
+    b.submit(make_job("short", max_tokens=70))
+    is_out(b, "long")
+    assert b.take(Resume) == []
+    assert len(b.take(Reserve)) == 1
+
+
+def test_a_job_that_is_out_comes_before_a_longer_one_in_the_queue() -> None:
+    b = bench()
+    decoding(b, "middle", 380)
+    b.submit(make_job("short", max_tokens=70))
+    is_out(b, "middle")
+    b.reserved(job_id="short")
+    b.prefilled(job_id="short")
+    b.submit(make_job("long", max_tokens=390))
+    b.sent.clear()
+    b.decoded(job_id="short")
+    assert b.take(Resume) == [Resume(job_id="middle")]
+    assert b.take(Reserve) == []
