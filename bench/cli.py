@@ -232,10 +232,16 @@ def scheduler(
     rate: Annotated[list[float] | None, typer.Option(help="requests per second, instead of --load")] = None,
     requests: Annotated[int, typer.Option(help="requests of one simulation")] = 2000,
     seeds: Annotated[int, typer.Option(help="simulations of each case, with seeds 0, 1, ...")] = 1,
-    kv_format: Annotated[list[str] | None, typer.Option(help="page formats, raw or k<bits>v<bits>; default raw")] = None,
-    load_of: Annotated[str | None, typer.Option(help="format whose saturation --load refers to; default: each its own")] = None,
+    kv_format: Annotated[
+        list[str] | None, typer.Option(help="page formats, raw or k<bits>v<bits>; default raw")
+    ] = None,
+    load_of: Annotated[
+        str | None, typer.Option(help="format whose saturation --load refers to; default: each its own")
+    ] = None,
     cluster: Annotated[str, typer.Option(help="a100, a100-40gb, or a cluster file that the planner splits")] = "a100",
-    max_batch: Annotated[int | None, typer.Option(help="jobs on a decode worker; default 32, in a file the planner's")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="jobs on a decode worker; default 32, in a file the planner's")
+    ] = None,
     arrivals: Annotated[str, typer.Option(help="poisson, or trace: the workload's own times at that rate")] = "poisson",
     frozen: Annotated[bool, typer.Option("--frozen", help="predictors learn nothing during the run")] = False,
     slo_ttft: Annotated[float, typer.Option(help="goodput: most seconds to the first token")] = 5.0,
@@ -245,7 +251,9 @@ def scheduler(
     saturation: Annotated[
         bool, typer.Option("--saturation", help="only the rate at which each placement and policy saturates")
     ] = False,
-    scale: Annotated[bool, typer.Option("--scale", help="1,000,000 requests over 1,000 workers, and the time it takes")] = False,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="1,000,000 requests over 1,000 workers, and the time it takes")
+    ] = False,
     against_live: Annotated[
         bool, typer.Option("--against-live", help="a live cluster on the embedded model against its simulation")
     ] = False,
