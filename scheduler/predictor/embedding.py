@@ -1,7 +1,7 @@
 """What makes a vector of a prompt for the store: a sketch of its weighted n-grams, or a sentence-embedding model by option.
 
 The sketch is ours: n-grams count by the weight that the regressor gives them, so that prompts are near to each other when they share
-what decides the length. Plain TF-IDF finds prompts on one topic instead, and predicts far worse.
+what decides the length. Plain TF-IDF finds prompts on one topic instead.
 """
 
 from __future__ import annotations
