@@ -121,7 +121,7 @@ constexpr int kMaxBlocks = 160;  // runs of channels that share a word of codes 
 
 // Every array that a task needs: rows of accumulators and operands, and one page in float32 for closing.
 constexpr int64_t scratch_bytes(int64_t rows) {
-  return rows * (kMaxHeadDim * 8 + 64) * 4 + 4 * kMaxHeadDim * 64 + 2 * kPageTokens * (kMaxHeadDim + 64) * 4 + 65536;
+  return (rows + 3) * (kMaxHeadDim * 8 + 1024) * 4 + 4 * kMaxHeadDim * 64 + 2 * kPageTokens * (kMaxHeadDim + 64) * 4 + 262144;
 }
 
 }  // namespace packhorse

@@ -1,5 +1,5 @@
 // Exact attention of some rows over contiguous tokens in float32, bf16 or fp16 (a residual, or a raw page), the conversions of
-// rows, and the merging of partial attentions.
+// rows, and the merging of partial attentions. Queries come times log2(e) too: weights are 2**(score - top) everywhere.
 
 template <DType TYPE>
 INLINE F load_as_float(const uint8_t* p, int64_t i) {
@@ -69,11 +69,11 @@ static void attend_exact_slice(const float* q, int64_t dp, int64_t head_dim, con
     w[t] = score;
     chunk_top = max4(score, chunk_top);
   }
-  const F4 new_top = max4(chunk_top, top), keep = exp4(top - new_top), share = exp4(chunk_top - new_top);
+  const F4 new_top = max4(chunk_top, top), keep = exp2_rows(top - new_top), share = exp2_rows(chunk_top - new_top);
   F4 sum = {};
   const int64_t even = n + (-n & (VL / 4 - 1));
   for (int64_t t = n; t < even; ++t) w[t] = chunk_top;
-  for (int64_t t = 0; t < even; t += VL / 4) store(w + t, exp_(load(w + t) - repeat4(chunk_top)));
+  for (int64_t t = 0; t < even; t += VL / 4) store(w + t, exp2_lanes(load(w + t) - repeat4(chunk_top)));
   for (int64_t t = 0; t < n; ++t) {
     w[t] = (int32_t)t < sees ? w[t] : F4{};
     sum += w[t];
@@ -181,7 +181,7 @@ static void merge(int64_t head_dim, int64_t parts, int64_t part_stride, const fl
   for (int64_t i = 1; i < parts; ++i) highest = top[i * part_stride] > highest ? top[i * part_stride] : highest;
   for (int64_t c = 0; c < head_dim; ++c) merged[c] = 0;
   for (int64_t i = 0; i < parts; ++i) {
-    const float share = exp4(F4{} + (top[i * part_stride] - highest))[0];
+    const float share = exp2_rows(F4{} + (top[i * part_stride] - highest))[0];
     const float* from = out + i * part_stride * head_dim;
     sum += share * total[i * part_stride];
     for (int64_t c = 0; c < head_dim; ++c) merged[c] += share * from[c];

@@ -35,16 +35,30 @@ static void make_plan(const Format& f, Plan& plan) {
   plan.groups = f.head_dim / size;
 }
 
-constexpr int kMaxGroups = 16;
+constexpr int kMaxGroups = 8;
+constexpr int kBatch = 4;  // pages of a slice at a time, so that one page's chains of dependent steps overlap the next one's
 
 // What a slice of rows holds for one page. Operands are bytes, bf16 or float32, by the way of computing.
-struct Slice {
+struct Operands {
   alignas(64) float scores[4][kTokens];
   alignas(64) uint8_t queries[4 * (kMaxHeadDim + 16) * 4];
   alignas(64) uint8_t weights[4 * kMaxGroups * kTokens * 4];
+  F4 query_step, query_bias;
+  F4 weight_step[kMaxGroups][4];  // of each field
+};
+
+struct Work {
+  Operands pages[kBatch];
+  alignas(64) float folded[4 * (kMaxHeadDim + 16)];
   alignas(64) float offsets[kMaxHeadDim + 16];  // what `dequant` adds to the codes of a channel of K
-  F4 query_step, query_bias, keep, share;       // keep: factor of what was; share: of this page
-  F4 weight_step[kMaxGroups], weight_zero[kMaxGroups], weight_sum[kMaxGroups];
+};
+
+// What a slice of rows has come to: w relative to 2**top.
+struct Rows {
+  F4 top;
+  F total[4];              // of w, by lane
+  F zeros[kMaxGroups][4];  // of w~ * v_zero, by lane
+  F sums[kMaxGroups][4];   // of w~, by lane, for `dequant`
 };
 
 // ---- fields of a word
@@ -129,7 +143,7 @@ INLINE void multiply(A (&acc)[R][N], const I (&words)[N], const uint8_t* operand
 // ---- scores: <q, k> for the page's tokens
 
 template <int R, bool DEQUANT>
-static void fold_queries(const Format& f, const float* q, int64_t dp, const uint8_t* page, Slice& s) {
+static void fold_queries(const Format& f, const float* q, int64_t dp, const uint8_t* page, Operands& s, Work& work) {
   F largest[4] = {}, bias[4] = {};
   for (int64_t i = 0; i < dp; i += VL) {
     F scale = decode_scales(load_u8(page + f.k_scale + i));
@@ -139,12 +153,12 @@ static void fold_queries(const Format& f, const float* q, int64_t dp, const uint
       F x = load(q + r * dp + i), folded = x * scale;
       bias[r] = fma(x, minimum, bias[r]);
       if constexpr (!DEQUANT) {
-        largest[r] = maxf(largest[r], absf(folded));
+        largest[r] = larger_magnitude(largest[r], folded);
+        store(work.folded + r * dp + i, folded);
       } else {
 #ifdef PACKHORSE_BF16
-        uint8_t* p = s.queries + (r * dp + i) * 2;
-        store_pairs(p, folded);
-        bias[r] = bias[r] - (F)(load_u16(p) << 16) * load(s.offsets + i);
+        I rounded = store_pairs(s.queries + (r * dp + i) * 2, folded);
+        bias[r] = negative_fma((F)rounded, load(work.offsets + i), bias[r]);
 #else
         store((float*)s.queries + r * dp + i, folded);
 #endif
@@ -156,12 +170,17 @@ static void fold_queries(const Format& f, const float* q, int64_t dp, const uint
     F4 top = maxima(largest[0], largest[1], largest[2], largest[3]);
     s.query_step = top * (1.0f / 127);
     F4 inverse = or_nothing(127.0f / top, s.query_step >= 1.17549435e-38f);
-    F inverses[R];
-    for (int r = 0; r < R; ++r) inverses[r] = all(inverse[r]);
-    for (int64_t i = 0; i < dp; i += VL) {
-      F scale = decode_scales(load_u8(page + f.k_scale + i));
-      for (int r = 0; r < R; ++r)
-        store_bytes(s.queries + r * dp + i, round_to_int(load(q + r * dp + i) * scale * inverses[r]));
+    for (int r = 0; r < R; ++r) {
+      F factor = all(inverse[r]);
+      const float* from = work.folded + r * dp;
+      uint8_t* to = s.queries + r * dp;
+      int64_t i = 0;
+      for (; i + 4 * VL <= dp; i += 4 * VL) {
+        I x[4];
+        for (int j = 0; j < 4; ++j) x[j] = round_to_int(load(from + i + j * VL) * factor);
+        store_bytes4(to + i, x[0], x[1], x[2], x[3]);
+      }
+      for (; i < dp; i += VL) store_bytes(to + i, round_to_int(load(from + i) * factor));
     }
   }
 }
@@ -183,8 +202,7 @@ INLINE void score_field(A (&acc)[R][kTokenVectors], const uint8_t* codes, const 
 }
 
 template <int BITS, int R, bool DEQUANT>
-static void score(const Format& f, const float* q, int64_t dp, const uint8_t* page, Slice& s) {
-  fold_queries<R, DEQUANT>(f, q, dp, page, s);
+static void score_page(const Format& f, int64_t dp, const uint8_t* page, Operands& s) {
   const int64_t words = f.head_dim * BITS / 32;
   for (int t = 0; t < kTokens; t += kTokenVectors * VL) {
     using A = choose<DEQUANT, F, I>;
@@ -202,71 +220,90 @@ static void score(const Format& f, const float* q, int64_t dp, const uint8_t* pa
   }
 }
 
-// ---- weights: exp(score - the page's maximum) times the scales of V
+template <int BITS, int R, bool DEQUANT>
+static void score(const Format& f, const float* q, int64_t dp, const uint8_t* const* pages, int count, Work& work) {
+  for (int p = 0; p < count; ++p) fold_queries<R, DEQUANT>(f, q, dp, pages[p], work.pages[p], work);
+  for (int p = 0; p < count; ++p) score_page<BITS, R, DEQUANT>(f, dp, pages[p], work.pages[p]);
+}
+
+// ---- weights: 2**(score - the largest so far) times the scales of V
+
+// Raises the rows' top to these pages' and scales what they have come to, where it rises at all.
+template <int R>
+static void raise_top(int count, const Work& work, const Plan& plan, Rows& rows, float* out) {
+  F largest[4];
+  for (int r = 0; r < 4; ++r) {
+    largest[r] = load(work.pages[0].scores[r < R ? r : 0]);
+    for (int p = 0; p < count; ++p)
+      for (int t = p ? 0 : VL; t < kTokens; t += VL) largest[r] = maxf(largest[r], load(work.pages[p].scores[r < R ? r : 0] + t));
+  }
+  F4 top = max4(maxima(largest[0], largest[1], largest[2], largest[3]), rows.top);
+  I4 same = top == rows.top;
+  if (same[0] & same[1] & same[2] & same[3]) return;
+  F4 keep = exp2_rows(rows.top - top);
+  rows.top = top;
+  for (int r = 0; r < R; ++r) {
+    F factor = all(keep[r]);
+    rows.total[r] *= factor;
+    for (int g = 0; g < plan.groups; ++g) rows.zeros[g][r] *= factor, rows.sums[g][r] *= factor;
+    for (int64_t i = 0; i < plan.lanes; i += VL) store(out + r * plan.lanes + i, load(out + r * plan.lanes + i) * factor);
+  }
+}
 
 template <int R>
-INLINE void soften(Slice& s, F4& top, F4& total) {
-  F largest[4], sum[4] = {};
-  for (int r = 0; r < 4; ++r) {
-    const float* row = s.scores[r < R ? r : 0];
-    largest[r] = load(row);
-    for (int t = VL; t < kTokens; t += VL) largest[r] = maxf(largest[r], load(row + t));
-  }
-  F4 page_top = maxima(largest[0], largest[1], largest[2], largest[3]);
-  F4 new_top = max4(page_top, top);
+INLINE void soften(Operands& s, Rows& rows) {
   for (int r = 0; r < R; ++r) {
-    F subtract = all(page_top[r]);
+    F subtract = all(rows.top[r]), sum = rows.total[r];
     for (int t = 0; t < kTokens; t += VL) {
-      F w = exp_(load(s.scores[r] + t) - subtract);
-      sum[r] += w;
+      F w = exp2_lanes(load(s.scores[r] + t) - subtract);
+      sum += w;
       store(s.scores[r] + t, w);
     }
+    rows.total[r] = sum;
   }
-  s.keep = exp4(top - new_top);
-  s.share = exp4(page_top - new_top);
-  total = total * s.keep + s.share * sums(sum[0], sum[1], sum[2], sum[3]);
-  top = new_top;
 }
 
 template <int BITS, int R, bool DEQUANT>
-INLINE void fold_weights(const Format& f, const uint8_t* page, int groups, Slice& s) {
+INLINE void fold_weights(const Format& f, const uint8_t* page, int groups, Operands& s, Rows& rows) {
   constexpr int N = kTokens / VL;
   for (int g = 0; g < groups; ++g) {
-    F largest[4] = {}, zeros[4] = {}, sum[4] = {};
+    F largest[4] = {};
     F scale[N], zero[N];
     for (int j = 0; j < N; ++j) {
       scale[j] = decode_scales(load_u8(page + f.v_scale + g * kTokens + j * VL));
       zero[j] = to_floats(load_s8(page + f.v_zero + g * kTokens + j * VL));
     }
-    for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r) {
+      F zeros = rows.zeros[g][r], sum = rows.sums[g][r];
       for (int j = 0; j < N; ++j) {
         F w = load(s.scores[r] + j * VL) * scale[j];
-        zeros[r] = fma(w, zero[j], zeros[r]);
+        zeros = fma(w, zero[j], zeros);
         if constexpr (!DEQUANT) {
           largest[r] = maxf(largest[r], w);
         } else {
           uint8_t* p = s.weights + ((r * kMaxGroups + g) * kTokens + j * VL) * kDequantBytes;
 #ifdef PACKHORSE_BF16
-          store_pairs(p, w);
-          sum[r] += (F)(load_u16(p) << 16);
+          sum += (F)store_pairs(p, w);
 #else
           store(p, w);
 #endif
         }
       }
-    s.weight_zero[g] = sums(zeros[0], zeros[1], zeros[2], zeros[3]) * (s.share * (float)(1 << BITS) * (1.0f / 32));
-    if constexpr (DEQUANT) {
-      s.weight_sum[g] = sums(sum[0], sum[1], sum[2], sum[3]) * s.share;
-      s.weight_step[g] = s.share;
-    } else {
-      F4 top = maxima(largest[0], largest[1], largest[2], largest[3]);
-      s.weight_step[g] = s.share * top * (1.0f / 127);
-      F4 inverse = or_nothing(127.0f / top, top * (1.0f / 127) >= 1.17549435e-38f);
+      rows.zeros[g][r] = zeros;
+      if constexpr (DEQUANT) rows.sums[g][r] = sum;
+    }
+    if constexpr (!DEQUANT) {
+      F4 top = maxima(largest[0], largest[1], largest[2], largest[3]), step = top * (1.0f / 127);
+      F4 inverse = or_nothing(127.0f / top, step >= 1.17549435e-38f);
+      for (int i = 0; i < 8 / BITS; ++i) s.weight_step[g][i] = step * (kUnshifted ? 1.0f / (1 << (BITS * i)) : 1.0f);
       for (int r = 0; r < R; ++r) {
         F factor = all(inverse[r]);
-        for (int j = 0; j < N; ++j)
-          store_bytes(s.weights + (r * kMaxGroups + g) * kTokens + j * VL,
-                      round_to_int(load(s.scores[r] + j * VL) * scale[j] * factor));
+        uint8_t* to = s.weights + (r * kMaxGroups + g) * kTokens;
+        for (int j = 0; j < N; j += 4) {
+          I x[4];
+          for (int n = 0; n < 4; ++n) x[n] = round_to_int(load(s.scores[r] + (j + n) * VL) * scale[j + n] * factor);
+          store_bytes4(to + j * VL, x[0], x[1], x[2], x[3]);
+        }
       }
     }
   }
@@ -282,7 +319,7 @@ INLINE void value_fields(A (&acc)[8 / BITS][R][N], const I (&words)[N], const ui
 }
 
 template <int BITS, int SPAN, int R, int N, bool DEQUANT>
-static void weigh_blocks(const Format& f, const Block* blocks, const uint8_t* codes, const Slice& s, int row, float* out, int64_t lanes) {
+static void weigh_blocks(const Format& f, const Block* blocks, const uint8_t* codes, const Operands& s, int row, float* out, int64_t lanes) {
   constexpr int PER = 8 / BITS;
   const int64_t plane = f.head_dim / PER;
   const uint8_t* weights[PER / SPAN];
@@ -297,30 +334,21 @@ static void weigh_blocks(const Format& f, const Block* blocks, const uint8_t* co
     for (int n = 0; n < N; ++n) words[n] = load_words(first[n] + q * plane * 4);
     value_fields<BITS, 0, SPAN, R, N, DEQUANT>(acc, words, weights, q * 4 * kOperandBytes<DEQUANT>);
   }
-  for (int i = 0; i < PER; ++i) {
-    const int g = blocks->group[i];
-    const float unit = kUnshifted && !DEQUANT ? 1.0f / (1 << (BITS * i)) : 1.0f;
-    const float offset = DEQUANT ? dequant_offset_of(BITS, i) : 0.0f;
+  for (int i = 0; i < PER; ++i)
     for (int r = 0; r < R; ++r) {
-      F keep = all(s.keep[row + r]), step = all(s.weight_step[g][row + r] * unit);
-      float rest = s.weight_zero[g][row + r];
-      if constexpr (DEQUANT) rest -= offset * s.weight_sum[g][row + r];
-      F zero = all(rest);
+      F step = all(DEQUANT ? 1.0f : s.weight_step[blocks->group[i]][i][row + r]);
       for (int n = 0; n < N; ++n) {
         float* p = out + r * lanes + (n * PER + i) * VL;
-        F sum;
         if constexpr (DEQUANT)
-          sum = acc[i][r][n];
+          store(p, load(p) + acc[i][r][n]);
         else
-          sum = to_floats(acc[i][r][n]);
-        store(p, fma(load(p), keep, fma(sum, step, zero)));
+          store(p, fma(to_floats(acc[i][r][n]), step, load(p)));
       }
     }
-  }
 }
 
 template <int BITS, int SPAN, int R, bool DEQUANT>
-static void weigh_rows(const Format& f, const Plan& plan, const uint8_t* page, const Slice& s, int row, float* out) {
+static void weigh_rows(const Format& f, const Plan& plan, const uint8_t* page, const Operands& s, int row, float* out) {
   constexpr int PER = 8 / BITS, MOST = kAccumulators / PER, ROWS = R < MOST ? R : MOST;
   constexpr int WIDE = MOST / ROWS >= 4 ? 4 : MOST / ROWS >= 2 ? 2 : 1;
   for (int segment = 0, b = 0; segment < plan.num_segments; ++segment) {
@@ -333,20 +361,25 @@ static void weigh_rows(const Format& f, const Plan& plan, const uint8_t* page, c
 }
 
 template <int BITS, int R, bool DEQUANT>
-static void weigh(const Format& f, const Plan& plan, const uint8_t* page, Slice& s, F4& top, F4& total, float* out) {
+static void weigh(const Format& f, const Plan& plan, const uint8_t* const* pages, int count, Work& work, Rows& rows, float* out) {
   constexpr int PER = 8 / BITS;
-  soften<R>(s, top, total);
-  fold_weights<BITS, R, DEQUANT>(f, page, plan.groups, s);
-  const int64_t plane = f.head_dim / PER;
-  if (plan.groups == 1) return weigh_rows<BITS, PER, R, DEQUANT>(f, plan, page, s, 0, out);
-  if (PER == 4 && f.group_channels == 2 * plane) return weigh_rows<BITS, (PER + 1) / 2, R, DEQUANT>(f, plan, page, s, 0, out);
-  weigh_rows<BITS, 1, R, DEQUANT>(f, plan, page, s, 0, out);
+  raise_top<R>(count, work, plan, rows, out);
+  for (int p = 0; p < count; ++p) {
+    soften<R>(work.pages[p], rows);
+    fold_weights<BITS, R, DEQUANT>(f, pages[p], plan.groups, work.pages[p], rows);
+  }
+  auto weigh_page = weigh_rows<BITS, 1, R, DEQUANT>;
+  if (plan.groups == 1)
+    weigh_page = weigh_rows<BITS, PER, R, DEQUANT>;
+  else if (PER == 4 && f.group_channels == 2 * (f.head_dim / PER))
+    weigh_page = weigh_rows<BITS, (PER + 1) / 2, R, DEQUANT>;
+  for (int p = 0; p < count; ++p) weigh_page(f, plan, pages[p], work.pages[p], 0, out);
 }
 
 // ---- pages
 
-using Score = void (*)(const Format&, const float*, int64_t, const uint8_t*, Slice&);
-using Weigh = void (*)(const Format&, const Plan&, const uint8_t*, Slice&, F4&, F4&, float*);
+using Score = void (*)(const Format&, const float*, int64_t, const uint8_t* const*, int, Work&);
+using Weigh = void (*)(const Format&, const Plan&, const uint8_t* const*, int, Work&, Rows&, float*);
 
 template <bool DEQUANT, int BITS>
 static Score score_of(int64_t rows) {
@@ -371,32 +404,54 @@ static inline void prefetch(const uint8_t* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
 }
 
-static void write_partial(const Format& f, const Plan& plan, const float* lanes, float* out) {
+// What a slice has come to, as rows of head_dim numbers: the zeros of V, and `dequant`'s offsets, are added to the sums of codes.
+static void write_rows(const Format& f, const Plan& plan, bool dequant, int64_t count, const Rows& rows, const float* lanes, float* top,
+                       float* total, float* out) {
   const int per = 8 / f.v_bits, plane = f.head_dim / per;
-  for (int b = 0; b < plan.num_blocks; ++b)
-    for (int i = 0; i < per; ++i)
-      __builtin_memcpy(out + i * plane + plan.blocks[b].start, lanes + (b * per + i) * VL, plan.blocks[b].count * 4);
+  const F4 totals = sums(rows.total[0], rows.total[1], rows.total[2], rows.total[3]);
+  F4 rest[kMaxGroups][4];  // of each field
+  for (int g = 0; g < plan.groups; ++g) {
+    const F4 zeros = sums(rows.zeros[g][0], rows.zeros[g][1], rows.zeros[g][2], rows.zeros[g][3]) * ((float)(1 << f.v_bits) / 32);
+    const F4 weights = sums(rows.sums[g][0], rows.sums[g][1], rows.sums[g][2], rows.sums[g][3]);
+    for (int i = 0; i < per; ++i) rest[g][i] = dequant ? zeros - weights * dequant_offset_of(f.v_bits, i) : zeros;
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    top[r] = rows.top[r], total[r] = totals[r];
+    for (int b = 0; b < plan.num_blocks; ++b)
+      for (int i = 0; i < per; ++i) {
+        const Block& block = plan.blocks[b];
+        const float* from = lanes + r * plan.lanes + (b * per + i) * VL;
+        const float more = rest[block.group[i]][i][r];
+        for (int c = 0; c < block.count; ++c) out[r * f.head_dim + i * plane + block.start + c] = from[c] + more;
+      }
+  }
+}
+
+template <class T>
+INLINE T* take(uint8_t*& at, int64_t count) {
+  T* here = (T*)at;
+  at += (count * sizeof(T) + 63) / 64 * 64;
+  return here;
 }
 
 static void attend_pages(const AttendPages& a) {
   const Format& f = *a.format;
   const int64_t dp = padded(f.head_dim), slices = (a.rows + 3) / 4;
   uint8_t* at = (uint8_t*)a.scratch;
-  Slice& s = *(Slice*)at;
-  at += (sizeof(Slice) + 63) / 64 * 64;
-  Plan& plan = *(Plan*)at;
-  at += (sizeof(Plan) + 63) / 64 * 64;
-  F4* tops = (F4*)at;
-  F4* totals = tops + slices;
-  at += (2 * slices * 16 + 63) / 64 * 64;
-  float* sums = (float*)at;
+  Work& work = *take<Work>(at, 1);
+  Plan& plan = *take<Plan>(at, 1);
   make_plan(f, plan);
-  s.query_step = s.query_bias = F4{};
-  for (int64_t i = 0; i < slices; ++i) tops[i] = F4{} - 3e38f, totals[i] = F4{};
-  __builtin_memset(sums, 0, a.rows * plan.lanes * 4);
+  Rows* rows = take<Rows>(at, slices);
+  float* out = take<float>(at, a.rows * plan.lanes);
+  __builtin_memset(out, 0, a.rows * plan.lanes * 4);
+  for (int64_t i = 0; i < slices; ++i) {
+    rows[i] = Rows{};
+    rows[i].top -= 3e38f;
+  }
+  for (Operands& page : work.pages) page.query_step = page.query_bias = F4{};
   if (a.dequant)
     for (int64_t c = 0; c < dp; ++c)
-      s.offsets[c] = c < f.head_dim ? dequant_offset_of(f.k_bits, c / (f.head_dim * f.k_bits / 8)) : 0;
+      work.offsets[c] = c < f.head_dim ? dequant_offset_of(f.k_bits, c / (f.head_dim * f.k_bits / 8)) : 0;
 
   Score score_slice[4];
   Weigh weigh_slice[4];
@@ -404,17 +459,20 @@ static void attend_pages(const AttendPages& a) {
     score_slice[r - 1] = a.dequant ? score_of<true>(f.k_bits, r) : score_of<false>(f.k_bits, r);
     weigh_slice[r - 1] = a.dequant ? weigh_of<true>(f.v_bits, r) : weigh_of<false>(f.v_bits, r);
   }
-  for (int64_t p = 0; p < a.num_pages; ++p) {
-    const uint8_t* page = a.base + a.slots[p] * a.slot_stride;
-    if (p + 1 < a.num_pages) prefetch(a.base + a.slots[p + 1] * a.slot_stride, f.page_bytes);
+  for (int64_t p = 0; p < a.num_pages; p += kBatch) {
+    const int count = a.num_pages - p < kBatch ? a.num_pages - p : kBatch;
+    const uint8_t* pages[kBatch];
+    for (int i = 0; i < count; ++i) pages[i] = a.base + a.slots[p + i] * a.slot_stride;
+    for (int64_t next = p + kBatch; next < p + 2 * kBatch && next < a.num_pages; ++next)
+      prefetch(a.base + a.slots[next] * a.slot_stride, f.page_bytes);
     for (int64_t i = 0; i < slices; ++i) {
-      const int64_t rows = a.rows - 4 * i < 4 ? a.rows - 4 * i : 4;
-      score_slice[rows - 1](f, a.q + 4 * i * dp, dp, page, s);
-      weigh_slice[rows - 1](f, plan, page, s, tops[i], totals[i], sums + 4 * i * plan.lanes);
+      const int64_t n = a.rows - 4 * i < 4 ? a.rows - 4 * i : 4;
+      score_slice[n - 1](f, a.q + 4 * i * dp, dp, pages, count, work);
+      weigh_slice[n - 1](f, plan, pages, count, work, rows[i], out + 4 * i * plan.lanes);
     }
   }
-  for (int64_t r = 0; r < a.rows; ++r) {
-    a.top[r] = tops[r / 4][r % 4], a.total[r] = totals[r / 4][r % 4];
-    write_partial(f, plan, sums + r * plan.lanes, a.out + r * f.head_dim);
+  for (int64_t i = 0; i < slices; ++i) {
+    const int64_t n = a.rows - 4 * i < 4 ? a.rows - 4 * i : 4;
+    write_rows(f, plan, a.dequant, n, rows[i], out + 4 * i * plan.lanes, a.top + 4 * i, a.total + 4 * i, a.out + 4 * i * f.head_dim);
   }
 }

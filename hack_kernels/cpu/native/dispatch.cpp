@@ -31,6 +31,7 @@ bool runs(int64_t isa) {
 const Kernels* const kAll[] = {&kPortable};
 bool runs(int64_t isa) { return isa == 0; }
 #endif
+constexpr float kLog2E = 1.44269504f;  // scores are in base 2 inside
 constexpr int64_t kCount = sizeof kAll / sizeof *kAll;
 
 int64_t size_of(int64_t dtype) { return dtype == kFloat32 ? 4 : 2; }
@@ -48,6 +49,12 @@ class Memory {  // aligned, and counted: a failed allocation is reported, never 
   uint8_t* data_;
 };
 
+// Threads for `work` of which one deserves at least `least`: waking the others costs microseconds.
+int64_t useful_threads(int64_t threads, int64_t work, int64_t least) {
+  const int64_t most = work / least;
+  return most < 1 ? 1 : most < threads ? most : threads;
+}
+
 enum Status { kDone = 0, kNoMemory = 1 };
 
 struct Part {  // one task of decode_attention
@@ -61,25 +68,33 @@ class Decoding {
 
   int run() {
     int64_t parts = 0;
-    for (int64_t b = 0; b < c_.batch; ++b) parts += (1 + splits(c_.num_pages[b])) * c_.kv_heads;
+    int64_t pages = 0;
+    for (int64_t b = 0; b < c_.batch; ++b) {
+      parts += (1 + splits(c_.num_pages[b])) * c_.kv_heads;
+      pages += (1 + c_.num_pages[b]) * c_.kv_heads;
+    }
+    const int64_t threads = useful_threads(c_.run.threads, pages * ((rows_ + 3) / 4), 64);
     const int64_t dim = c_.format.head_dim;
-    Memory list(parts * sizeof(Part)), partials(parts * rows_ * (dim + 2) * 4), first(c_.batch * 8);
+    Memory list(parts * sizeof(Part)), partials(parts * rows_ * (dim + 2) * 4), first(c_.batch * 8), left(c_.batch * c_.kv_heads * 8);
     const int64_t mine = scratch_bytes(rows_) + rows_ * padded(dim) * 4 + kMaxRows * 8;
-    Memory scratch(c_.run.threads * ((mine + 63) / 64 * 64));
-    if (!list.get() || !partials.get() || !first.get() || !scratch.get()) return kNoMemory;
+    Memory scratch(threads * ((mine + 63) / 64 * 64));
+    if (!list.get() || !partials.get() || !first.get() || !left.get() || !scratch.get()) return kNoMemory;
     list_ = reinterpret_cast<Part*>(list.get());
     first_ = reinterpret_cast<int64_t*>(first.get());
+    left_ = reinterpret_cast<int64_t*>(left.get());
     top_ = reinterpret_cast<float*>(partials.get());
     total_ = top_ + parts * rows_;
     out_ = total_ + parts * rows_;
     list_parts();
-#pragma omp parallel num_threads(c_.run.threads)
+#pragma omp parallel num_threads(threads)
     {
       uint8_t* own = scratch.get() + omp_get_thread_num() * ((mine + 63) / 64 * 64);
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < parts; ++i) attend(list_[i], own);
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < c_.batch * c_.kv_heads; ++i) finish(i / c_.kv_heads, i % c_.kv_heads, own);
+#pragma omp for schedule(dynamic, 1) nowait
+      for (int64_t i = 0; i < parts; ++i) {
+        const int64_t b = list_[i].sequence, head = list_[i].head;
+        attend(list_[i], own);
+        if (__atomic_sub_fetch(&left_[b * c_.kv_heads + head], 1, __ATOMIC_ACQ_REL) == 0) finish(b, head, own);
+      }
     }
     return kDone;
   }
@@ -91,6 +106,7 @@ class Decoding {
     int64_t row = 0;
     for (int64_t b = 0; b < c_.batch; ++b) {
       first_[b] = row;
+      for (int64_t h = 0; h < c_.kv_heads; ++h) left_[b * c_.kv_heads + h] = 1 + splits(c_.num_pages[b]);
       row += (1 + splits(c_.num_pages[b])) * c_.kv_heads * rows_;
     }
     for (int pass = 0; pass < 2; ++pass)
@@ -112,7 +128,7 @@ class Decoding {
       const int64_t query = r / c_.group, head = part.head * c_.group + r % c_.group;
       const int64_t at = b * c_.q_batch_stride + query * c_.q_token_stride + head * c_.q_head_stride;
       std::memset(q + r * dp, 0, dp * 4);
-      k_.to_float((DType)c_.q_dtype, c_.q + at * size_of(c_.q_dtype), f.head_dim, c_.scale, q + r * dp);
+      k_.to_float((DType)c_.q_dtype, c_.q + at * size_of(c_.q_dtype), f.head_dim, c_.scale * kLog2E, q + r * dp);
       tokens[r] = c_.residual_tokens[b] - (c_.queries - 1 - query);
     }
     float *top = top_ + part.row, *total = total_ + part.row, *out = out_ + part.row * f.head_dim;
@@ -144,7 +160,7 @@ class Decoding {
   const Kernels& k_;
   const int64_t rows_;
   Part* list_ = nullptr;
-  int64_t* first_ = nullptr;
+  int64_t *first_ = nullptr, *left_ = nullptr;  // left_: tasks of a sequence's head that are not done; the last one merges
   float *top_ = nullptr, *total_ = nullptr, *out_ = nullptr;
 };
 
@@ -183,9 +199,10 @@ EXPORT int packhorse_history(const History* call) {
     const int64_t rows = c.rows - start < kQueryRows ? c.rows - start : kQueryRows, row = head * c.rows + start;
     float* q = reinterpret_cast<float*>(scratch.get() + omp_get_thread_num() * mine);
     std::memset(q, 0, rows * dp * 4);
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(q + r * dp, c.q + (row + r) * dim, dim * 4);
+    for (int64_t r = 0; r < rows; ++r) k.to_float(kFloat32, (const uint8_t*)(c.q + (row + r) * dim), dim, kLog2E, q + r * dp);
     k.attend_pages({&f, q, rows, c.num_pages, c.run.dequant, c.pool.data + head * c.pool.head_stride, c.pool.slot_stride, c.slots,
                     c.top + row, c.total + row, c.out + row * dim, q + kQueryRows * dp});
+    for (int64_t r = row; r < row + rows; ++r) c.top[r] /= kLog2E;
   }
   return kDone;
 }
@@ -194,9 +211,10 @@ EXPORT int packhorse_close(const Close* call) {
   const Close& c = *call;
   const Kernels& k = *kAll[c.run.isa];
   const int64_t mine = (scratch_bytes(0) + 63) / 64 * 64, size = size_of(c.dtype);
-  Memory scratch(c.run.threads * mine);
+  const int64_t threads = useful_threads(c.run.threads, c.num_blocks * c.kv_heads, 16);
+  Memory scratch(threads * mine);
   if (!scratch.get()) return kNoMemory;
-#pragma omp parallel for schedule(static) num_threads(c.run.threads)
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t task = 0; task < c.num_blocks * c.kv_heads; ++task) {
     const int64_t block = task / c.kv_heads, head = task % c.kv_heads;
     const int64_t from = c.k_rows ? c.k_rows[block] : block, to = c.slots ? c.slots[block] : block;

@@ -31,8 +31,8 @@ INLINE void store_bytes(void* p, I x) {
 }
 INLINE void store_f16(void* p, F x) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 INLINE F repeat4(F4 x) { return (F)_mm256_broadcastsi128_si256((__m128i)x); }
-INLINE F exp_(F x) {
-  F t = maxf(all(-126.0f), x * kLog2E);
+INLINE F exp2_lanes(F x) {
+  F t = maxf(all(-126.0f), x);
   F r = _mm256_round_ps(t, 8), f = t - r, p = all(0.00132647261f);
   p = fma(p, f, all(0.00967151299f));
   p = fma(p, f, all(0.0555073358f));
@@ -41,6 +41,12 @@ INLINE F exp_(F x) {
   p = fma(p, f, all(1.0f));
   return p * (F)((round_to_int(r) + 127) << 23);
 }
+INLINE void store_bytes4(void* p, I a, I b, I c, I d) {
+  __m256i ab = _mm256_packs_epi32((__m256i)a, (__m256i)b), cd = _mm256_packs_epi32((__m256i)c, (__m256i)d);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256((__m256i*)p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order));
+}
+INLINE F larger_magnitude(F a, F b) { return maxf(a, absf(b)); }
 
 INLINE F4 sums(F a, F b, F c, F d) {
   __m256 z = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));

@@ -20,16 +20,22 @@ INLINE void store_bytes(void* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvt
 INLINE void store_halves(void* p, I x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x)); }
 INLINE void store_f16(void* p, F x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 INLINE F repeat4(F4 x) { return _mm512_broadcast_f32x4((__m128)x); }
-INLINE F exp_(F x) {
-  F t = maxf(all(-126.0f), x * kLog2E);
-  F r = _mm512_roundscale_ps(t, 8), f = t - r, p = all(0.00132647261f);
-  p = fma(p, f, all(0.00967151299f));
-  p = fma(p, f, all(0.0555073358f));
-  p = fma(p, f, all(0.240222424f));
-  p = fma(p, f, all(0.693147004f));
+INLINE F exp2_lanes(F x) {  // vectors.h's, with the rest in 0..1, and no clamp: scalef underflows to 0
+  F f = _mm512_reduce_ps(x, 1), p = all(0.00186713017f);
+  p = fma(p, f, all(0.00901702978f));
+  p = fma(p, f, all(0.0557999127f));
+  p = fma(p, f, all(0.240164444f));
+  p = fma(p, f, all(0.693151295f));
   p = fma(p, f, all(1.0f));
-  return _mm512_scalef_ps(p, r);
+  return _mm512_scalef_ps(p, x);
 }
+INLINE void store_bytes4(void* p, I a, I b, I c, I d) {
+  __m512i ab = _mm512_packs_epi32((__m512i)a, (__m512i)b), cd = _mm512_packs_epi32((__m512i)c, (__m512i)d);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(ab, cd)));
+}
+INLINE F larger_magnitude(F a, F b) { return _mm512_range_ps(a, b, 0x0B); }
+INLINE F negative_fma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
 
 INLINE __m256 halves_added(F x) { return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)); }
 INLINE __m256 halves_maxed(F x) { return _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)); }
@@ -54,9 +60,11 @@ INLINE I dot(I acc, I codes, I b) {
 #ifdef PACKHORSE_BF16
 constexpr bool kBf16Dot = true;
 INLINE F dot_bf16(F acc, I x, I b) { return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)b); }
-// rounded, with every four numbers in the order 0, 2, 1, 3: the pairs that a word of codes yields
-INLINE void store_pairs(void* p, F x) {
-  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(_mm512_permute_ps(x, 0xD8)));
+// rounded, with every four numbers in the order 0, 2, 1, 3: the pairs that a word of codes yields; returned as float32
+INLINE I store_pairs(void* p, F x) {
+  __m256i pairs = (__m256i)_mm512_cvtneps_pbh(_mm512_permute_ps(x, 0xD8));
+  _mm256_storeu_si256((__m256i*)p, pairs);
+  return (I)_mm512_cvtepu16_epi32(pairs) << 16;
 }
 #else
 constexpr bool kBf16Dot = false;

@@ -50,7 +50,11 @@ INLINE void store_f16(void* p, F x) {
   store_halves(p, half | sign);
 }
 INLINE F repeat4(F4 x) { return x; }
-INLINE F exp_(F x) { return exp4(x); }
+INLINE F exp2_lanes(F x) { return exp2_rows(x); }
+INLINE void store_bytes4(void* p, I a, I b, I c, I d) {
+  store_bytes(p, a), store_bytes((uint8_t*)p + 4, b), store_bytes((uint8_t*)p + 8, c), store_bytes((uint8_t*)p + 12, d);
+}
+INLINE F larger_magnitude(F a, F b) { return maxf(a, absf(b)); }
 INLINE F4 sums(F a, F b, F c, F d) {
   F4 r;
   const F v[4] = {a, b, c, d};
