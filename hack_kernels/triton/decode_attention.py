@@ -31,6 +31,8 @@ from .page_dequant import dequant_scores, prescale_queries, weigh_dequant_values
 
 _RESCALE_AT = tl.constexpr(40.0)  # log2: float32 sums may outgrow their reference by this before they are scaled back
 
+Grid = tuple[int, int, int]
+
 
 @triton.jit
 def attend_page(state, page, queries, bias_queries, query_scale, bias_scale, DEQUANT: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
@@ -88,27 +90,28 @@ def empty_state(L: tl.constexpr, ROWS: tl.constexpr):
 @triton.jit
 def attend_pages(
     q, pages, page_table, num_pages, part_out, part_top, part_total, scale, slot_stride, head_stride, table_stride,
-    HEADS: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, TERMS: tl.constexpr,
-    DEQUANT: tl.constexpr, PTX: tl.constexpr, STAGES: tl.constexpr,
+    count_stride, num_queries,
+    HEADS: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr,
+    TERMS: tl.constexpr, DEQUANT: tl.constexpr, PTX: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Programs (split, KV head, sequence): part_out float32 [batch, heads, splits, head_dim], part_top (log2), part_total [.., splits].
+    """Programs (split, KV head, sequence): q [num_queries, HEADS, head_dim], QUERIES of them to a sequence, GROUP heads to a KV head.
 
-    Strides are in bytes for `pages`, in elements for the table. A split without pages writes a total of 0, and no output.
+    part_out float32 [num_queries, heads, splits, head_dim], part_top (log2), part_total [.., splits]. Strides are in bytes for `pages`,
+    in elements for tables and counts. A split without pages writes a total of 0, and no output.
     """
     kv_head = tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
-    first, last = split_range(num_pages, sequence)
-    row = tl.arange(0, ROWS)
-    part = (sequence * HEADS + kv_head * GROUP + row) * tl.num_programs(0) + tl.program_id(0)
+    first, last = split_range(num_pages, sequence * count_stride)
+    row, valid = query_rows(sequence, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS)
+    part = row * tl.num_programs(0) + tl.program_id(0)
     if first >= last:
-        tl.store(part_total + part, tl.zeros((ROWS,), tl.float32), mask=row < GROUP)
+        tl.store(part_total + part, tl.zeros((ROWS,), tl.float32), mask=valid)
         return
-    q_row = q + (sequence * HEADS + kv_head * GROUP) * L.head_dim
-    queries, query_scale = load_queries(q_row, L.head_dim, row, row < GROUP, L, PTX)
+    queries, query_scale = load_queries(q, L.head_dim, row, valid, L, PTX)
     if DEQUANT:
         queries = prescale_queries(queries, L)
-    row16 = tl.arange(0, max(ROWS, 16))
-    bias_queries = load_bias_queries(q_row, L.head_dim, row16, row16 < GROUP, L, TERMS)
+    row16, valid16 = query_rows(sequence, kv_head, num_queries, HEADS, GROUP, QUERIES, max(ROWS, 16))
+    bias_queries = load_bias_queries(q, L.head_dim, row16, valid16, L, TERMS)
     query_scale = query_scale * (scale * LOG2_E * 0.03125)
 
     state = empty_state(L, ROWS)
@@ -118,19 +121,30 @@ def attend_pages(
         state = attend_page(state, page, queries, bias_queries, query_scale, scale * LOG2_E, DEQUANT, L, ROWS, PTX)
 
     top, total, out, offsets = state
-    tl.store(part_top + part, top, mask=row < GROUP)
-    tl.store(part_total + part, tl.sum(total, 1), mask=row < GROUP)
+    tl.store(part_top + part, top, mask=valid)
+    tl.store(part_total + part, tl.sum(total, 1), mask=valid)
     channel = block_channels(L)
     for block in tl.static_range(L.v_blocks):
         values = out[block] + tl.max(offsets[block * L.v_groups // L.v_blocks], 0)[None, :]
         pointers = part_out + part[None, :] * L.head_dim + block * L.v_rows + channel[:, None]
-        tl.store(pointers, values, mask=(channel < L.v_rows)[:, None] & (row < GROUP)[None, :])
+        tl.store(pointers, values, mask=(channel < L.v_rows)[:, None] & valid[None, :])
 
 
 @triton.jit
-def split_range(num_pages, sequence):
+def query_rows(
+    sequence, kv_head, num_queries, HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr
+):
+    """Rows [ROWS] of q [num_queries * HEADS, head_dim] that share a KV head and a sequence, and which of them exist."""
+    row = tl.arange(0, ROWS)
+    query = sequence * QUERIES + row // GROUP
+    valid = (row < QUERIES * GROUP) & (query < num_queries)
+    return query * HEADS + kv_head * GROUP + row % GROUP, valid
+
+
+@triton.jit
+def split_range(num_pages, at):
     """The pages of this program's split: first, and one past the last."""
-    count = tl.load(num_pages + sequence).to(tl.int32)
+    count = tl.load(num_pages + at).to(tl.int32)
     each = tl.cdiv(count, tl.num_programs(0))
     first = tl.program_id(0) * each
     return first, tl.minimum(first + each, count)
@@ -139,19 +153,20 @@ def split_range(num_pages, sequence):
 @triton.jit
 def attend_raw_pages(
     q, pages, page_table, num_pages, part_out, part_top, part_total, scale, slot_stride, head_stride, table_stride,
+    count_stride, num_queries,
     HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
-    GROUP: tl.constexpr, TERMS: tl.constexpr, W_TERMS: tl.constexpr, DTYPE: tl.constexpr,
+    GROUP: tl.constexpr, QUERIES: tl.constexpr, TERMS: tl.constexpr, W_TERMS: tl.constexpr, DTYPE: tl.constexpr,
     PTX: tl.constexpr,
 ):  # fmt: skip
     """As attend_pages, over raw pages: K [TOKENS, DIM] of DTYPE, then V."""
     kv_head = tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
-    first, last = split_range(num_pages, sequence)
-    row = tl.arange(0, ROWS)
-    part = (sequence * HEADS + kv_head * GROUP + row) * tl.num_programs(0) + tl.program_id(0)
+    first, last = split_range(num_pages, sequence * count_stride)
+    row, valid = query_rows(sequence, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS)
+    part = row * tl.num_programs(0) + tl.program_id(0)
     dims = tl.arange(0, PADDED)
-    mask = (row < GROUP)[:, None] & (dims < DIM)[None, :]
-    x = tl.load(q + (sequence * HEADS + kv_head * GROUP + row)[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
+    mask = valid[:, None] & (dims < DIM)[None, :]
+    x = tl.load(q + row[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
     queries = split_terms(x, DTYPE, TERMS)
     token = tl.arange(0, 64)
     state = empty_rows(ROWS, PADDED)
@@ -166,8 +181,8 @@ def attend_raw_pages(
             seen = tl.broadcast_to((start + token < TOKENS)[None, :], (ROWS, 64))
             state = attend_keys(state, queries, k, v, seen, scale * LOG2_E, W_TERMS, PTX)
     top, total, out = state
-    tl.store(part_top + part, top, mask=row < GROUP)
-    tl.store(part_total + part, total, mask=row < GROUP)
+    tl.store(part_top + part, top, mask=valid)
+    tl.store(part_total + part, total, mask=valid)
     tl.store(part_out + part[:, None] * DIM + dims[None, :], out, mask=mask)
 
 
@@ -235,48 +250,70 @@ def decode_attention(
 ) -> Tensor:
     """See hack_kernels/decode_attention.py; `dequant` is what fused_dequant.py is for. Raises ValueError for a format or a GQA ratio without a kernel."""
     batch, heads, dim = q.shape
-    group = heads // pages.shape[1]
-    check_group(group)
+    check_group(heads // pages.shape[1])
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if batch == 0:
         return out
     q = q.contiguous()
-    splits = num_splits(q.device, batch * pages.shape[1], page_table.shape[1]) if pages.shape[0] else 0
-    part_out = q.new_empty(batch, heads, splits, dim, dtype=torch.float32)
-    part_top, part_total = (q.new_empty(batch, heads, splits, dtype=torch.float32) for _ in range(2))
-    if splits:
-        pages, page_table = last_contiguous(pages), last_contiguous(page_table)
-        parts = (q, pages, page_table, num_pages.contiguous(), part_out, part_top, part_total, float(scale))
-        strides = (pages.stride(0), pages.stride(1), page_table.stride(0))
-        _attend(fmt, (splits, pages.shape[1], batch), (*parts, *strides), heads, group, q.dtype, dequant)
+    table = last_contiguous(page_table)
+    splits, *parts = attend_history(fmt, q, pages, table, table.stride(0), num_pages.contiguous(), 1, scale, 1, dequant)
     residual = last_contiguous(residual)
     merge_splits[(heads, batch)](
-        q, residual, residual_rows, residual_tokens, part_out, part_top, part_total, out, float(scale),
+        q, residual, residual_rows.contiguous(), residual_tokens.contiguous(), *parts, out, float(scale),
         *residual.stride()[:4], splits,
-        HEADS=heads, GROUP=group, DIM=dim, PADDED=next_power_of_2(dim), TILE=32, num_warps=4,
+        HEADS=heads, GROUP=heads // pages.shape[1], DIM=dim, PADDED=next_power_of_2(dim), TILE=32, num_warps=4,
     )  # fmt: skip
     return out
 
 
-def _attend(
+def attend_history(
     fmt: PageFormat,
-    grid: tuple[int, ...],
-    arguments: tuple[Any, ...],
-    heads: int,
-    group: int,
-    dtype: torch.dtype,
-    dequant: bool,
+    q: Tensor,
+    pages: Tensor,
+    table: Tensor,
+    table_stride: int,
+    num_pages: Tensor,
+    count_stride: int,
+    scale: float,
+    queries: int,
+    dequant: bool = False,
+) -> tuple[int, Tensor, Tensor, Tensor]:
+    """q [num_queries, heads, head_dim], `queries` to a sequence, over the sequence's pages: splits, and what `attend_pages` writes.
+
+    Sequence i's table begins table_stride * i into `table` [.., max_pages], its count is num_pages[count_stride * i].
+    """
+    num_queries, heads, dim = q.shape
+    kv_heads, group = pages.shape[1], heads // pages.shape[1]
+    sequences = -(-num_queries // queries)
+    splits = num_splits(q.device, sequences * kv_heads, table.shape[-1]) if pages.shape[0] else 0
+    part_out = q.new_empty(num_queries, heads, splits, dim, dtype=torch.float32)
+    part_top, part_total = (q.new_empty(num_queries, heads, splits, dtype=torch.float32) for _ in range(2))
+    if splits:
+        pages = last_contiguous(pages)
+        arguments = (
+            q, pages, table, num_pages, part_out, part_top, part_total, float(scale), *pages.stride()[:2],
+            table_stride, count_stride, num_queries,
+        )  # fmt: skip
+        shared = {"HEADS": heads, "GROUP": group, "QUERIES": queries, "PTX": not INTERPRETED}
+        grid = (splits, kv_heads, sequences)
+        (_launch_raw if fmt.raw else _launch_coded)(fmt, grid, arguments, shared, q.dtype, dequant)
+    return splits, part_out, part_top, part_total
+
+
+def _launch_coded(
+    fmt: PageFormat, grid: Grid, arguments: tuple[Any, ...], shared: dict[str, Any], dtype: torch.dtype, dequant: bool
 ) -> None:
-    if fmt.raw:
-        attend_raw_pages[grid](
-            *arguments, HEADS=heads, DIM=fmt.head_dim, PADDED=max(16, next_power_of_2(fmt.head_dim)),
-            TOKENS=fmt.page_tokens, ROWS=16, GROUP=group, TERMS=query_terms(dtype, fmt.dtype),
-            W_TERMS=2 if fmt.dtype != torch.float32 else 1, DTYPE=TRITON_DTYPES[fmt.dtype],
-            PTX=not INTERPRETED, num_warps=4,
-        )  # fmt: skip
-    else:
-        attend_pages[grid](
-            *arguments, HEADS=heads, L=layout_of(fmt), ROWS=8 if group <= 8 else 16, GROUP=group,
-            TERMS=query_terms(dtype, torch.bfloat16), DEQUANT=dequant,
-            PTX=not INTERPRETED, STAGES=1, num_warps=1, num_stages=1,
-        )  # fmt: skip
+    attend_pages[grid](
+        *arguments, **shared, L=layout_of(fmt), ROWS=8 if shared["GROUP"] * shared["QUERIES"] <= 8 else 16,
+        TERMS=query_terms(dtype, torch.bfloat16), DEQUANT=dequant, STAGES=1, num_warps=1, num_stages=1,
+    )  # fmt: skip
+
+
+def _launch_raw(
+    fmt: PageFormat, grid: Grid, arguments: tuple[Any, ...], shared: dict[str, Any], dtype: torch.dtype, dequant: bool
+) -> None:
+    attend_raw_pages[grid](
+        *arguments, **shared, DIM=fmt.head_dim, PADDED=max(16, next_power_of_2(fmt.head_dim)),
+        TOKENS=fmt.page_tokens, ROWS=16, TERMS=query_terms(dtype, fmt.dtype),
+        W_TERMS=1 if fmt.dtype == torch.float32 else 2, DTYPE=TRITON_DTYPES[fmt.dtype], num_warps=4,
+    )  # fmt: skip
