@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from packhorse.errors import ConfigError
 from scheduler.cost import WorkerPrior
-from scheduler.pages import KV_FORMATS, PAGE_TOKENS, SINK_TOKENS, page_bytes
+from scheduler.pages import KV_FORMATS, LAYOUT_VERSION, PAGE_TOKENS, SINK_TOKENS, page_bytes
 from transport.messages import KVLayout, Role
 
 
@@ -27,7 +27,7 @@ class ModelSize:
         return KVLayout(
             model=self.name, revision="simulated", layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim,
             dtype="bfloat16", kv_format=kv_format, page_tokens=PAGE_TOKENS, sink_tokens=SINK_TOKENS,
-            page_bytes=page_bytes(kv_format, self.head_dim, 2), layout_version=1,
+            page_bytes=page_bytes(kv_format, self.head_dim, 2), layout_version=LAYOUT_VERSION,
         )  # fmt: skip
 
     @property

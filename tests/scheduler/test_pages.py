@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hack_kernels.page_format import BITS, PAGE_TOKENS, SINK_TOKENS, PageFormat
+from hack_kernels.page_format import BITS, LAYOUT_VERSION, PAGE_TOKENS, SINK_TOKENS, PageFormat
 from scheduler import pages
 
 
 def test_constants_agree() -> None:
-    assert (pages.PAGE_TOKENS, pages.SINK_TOKENS) == (PAGE_TOKENS, SINK_TOKENS)
+    ours = (pages.PAGE_TOKENS, pages.SINK_TOKENS, pages.LAYOUT_VERSION)
+    assert ours == (PAGE_TOKENS, SINK_TOKENS, LAYOUT_VERSION)
     assert set(pages.KV_FORMATS) == {"raw"} | {f"k{k}v{v}" for k in BITS for v in BITS}
 
 
@@ -18,7 +19,12 @@ def test_constants_agree() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_page_bytes_agree(kv_format: str, dtype: torch.dtype) -> None:
     for head_dim in (8, 16, 24, 40, 64, 80, 96, 112, 128, 192, 256):
-        fmt = PageFormat.parse(kv_format, head_dim, dtype)
+        try:
+            fmt = PageFormat.parse(kv_format, head_dim, dtype)
+        except ValueError:
+            with pytest.raises(ValueError, match=f"head_dim={head_dim}"):
+                pages.page_bytes(kv_format, head_dim, dtype.itemsize)
+            continue
         assert pages.page_bytes(kv_format, head_dim, dtype.itemsize) == fmt.page_bytes, head_dim
 
 
