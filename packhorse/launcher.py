@@ -43,6 +43,9 @@ class ClusterConfig(ProcessConfig):
     prefill: int = Field(default=1, ge=1, le=64)
     decode: int = Field(default=1, ge=1, le=64)
     link: Literal["tcp", "zmq", "ucx"] = "zmq"
+    policy: str = "fcfs"
+    placement: str = "least-loaded"
+    predictor: str = "none"
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: SecretStr | None = None
@@ -158,8 +161,9 @@ class LocalCluster:
         worker = {**given, "scheduler": control, "threads": threads}
         gateway = {"scheduler": control, "host": config.host, "port": self._port, "model": config.model}
         gateway |= {"served_name": config.served_name}
+        scheduler = {name: getattr(config, name) for name in ("policy", "placement", "predictor")} | {"bind": control}
         return [
-            self._spec("scheduler", "scheduler", {"bind": control}, _SCHEDULER),
+            self._spec("scheduler", "scheduler", scheduler, _SCHEDULER),
             self._spec("gateway", "gateway", gateway, _GATEWAY),
             *(self._spec(f"prefill-{i}", "prefill", worker, _WORKERS, threads) for i in range(config.prefill)),
             *(self._spec(f"decode-{i}", "decode", worker, _WORKERS, threads) for i in range(config.decode)),

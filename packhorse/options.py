@@ -48,6 +48,7 @@ HELP = {
     "pool_bytes": "size of the page pool, unless pool_pages is given",
     "pool_pages": "pages in the pool",
     "port": "port that clients connect to; 0: any free one",
+    "predictor": "what predicts output lengths: none, percentile, regressor, rank, retrieval or learned",
     "prefill": "number of prefill workers",
     "prefill_seconds": "longest time that a prompt may take",
     "queue_seconds": "longest time that a job may wait for a place",
