@@ -1,8 +1,9 @@
-# The commands of the project. Each makes .venv on first use and reuses it while pyproject.toml and constraints.txt stay the same.
+# The commands of the project. Each makes .venv on first use and reuses it while what is installed and compiled stays the same.
 
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(name)),$(name))))
 STAMP := $(VENV)/.installed
+INSTALLED := pyproject.toml constraints.txt setup.py hack_kernels/cpu/build.py $(wildcard hack_kernels/cpu/native/*)
 BIN := $(VENV)/bin
 comma := ,
 # ucxx has wheels for these alone; elsewhere its tests skip with that reason.
@@ -19,7 +20,7 @@ help:
 	@echo "make bench         the quality of the KV formats on the embedded model"
 	@echo "make clean         remove .venv and what the tools leave"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): $(INSTALLED)
 	@command -v "$(PYTHON)" >/dev/null || { echo "packhorse needs Python 3.11 or newer; none was found. On Debian or Ubuntu: apt install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "packhorse needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
