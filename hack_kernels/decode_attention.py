@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import implementation
+from .backend import choose, implementation
 from .checks import (
     FLOATS,
     INDICES,
@@ -16,6 +16,7 @@ from .checks import (
     check_residual,
     check_tensor,
 )
+from .cpu.library import BadValue
 from .page_format import PageFormat
 
 MAX_QUERIES = 8
@@ -51,8 +52,32 @@ def decode_attention(
     Raises ValueError naming the bad argument; values are checked on the CPU alone.
     """
     arguments = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
+    return run_decode("decode_attention", fmt, *arguments, scale)
+
+
+def run_decode(
+    operation: str,
+    fmt: PageFormat,
+    q: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    num_pages: Tensor,
+    residual: Tensor,
+    residual_rows: Tensor,
+    residual_tokens: Tensor,
+    scale: float,
+) -> Tensor:
+    """`operation`, with the arguments of `decode_attention`. Native kernels look at the values themselves, in less time."""
+    arguments = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
     check_decode(fmt, *arguments)
-    result: Tensor = implementation(q.device, "decode_attention")(fmt, *arguments, scale)
+    attend = implementation(q.device, operation, "fused_dequant" if operation.startswith("fused") else None)
+    if choose(q.device).name != "cpu":
+        check_decode_values(fmt, *arguments)
+    try:
+        result: Tensor = attend(fmt, *arguments, scale)
+    except BadValue:
+        check_decode_values(fmt, *arguments)
+        raise
     return result
 
 
@@ -66,7 +91,7 @@ def check_decode(
     residual_rows: Tensor,
     residual_tokens: Tensor,
 ) -> None:
-    """The arguments of `decode_attention`. Raises ValueError naming the bad one."""
+    """Types, shapes and devices of `decode_attention`'s arguments. Raises ValueError naming the bad one."""
     check_format(fmt)
     several = ("queries",) if isinstance(q, Tensor) and q.dim() == 4 else ()
     check_tensor("q", q, ("batch", *several, "heads", fmt.head_dim), FLOATS)
@@ -83,6 +108,20 @@ def check_decode(
         ("residual_tokens", residual_tokens),
     ):
         check_tensor(name, counts, (q.shape[0],), INDICES, q.device)
+
+
+def check_decode_values(
+    fmt: PageFormat,
+    q: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    num_pages: Tensor,
+    residual: Tensor,
+    residual_rows: Tensor,
+    residual_tokens: Tensor,
+) -> None:
+    """Indices and counts are in their ranges, on the CPU alone. Raises ValueError naming the bad one."""
+    queries = q.shape[1] if q.dim() == 4 else 1
     check_range("num_pages", num_pages, 0, page_table.shape[1])
     check_range("residual_rows", residual_rows, 0, residual.shape[0] - 1)
     check_range("residual_tokens", residual_tokens, queries, fmt.residual_slots)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .backend import implementation
-from .decode_attention import check_decode
+from .decode_attention import run_decode
 from .page_format import PageFormat
 
 
@@ -26,6 +25,4 @@ def fused_dequant_attention(
     into bf16 or float32, and scales are folded into queries and weights. Raises ValueError naming the bad argument.
     """
     arguments = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
-    check_decode(fmt, *arguments)
-    result: Tensor = implementation(q.device, "fused_dequant_attention", "fused_dequant")(fmt, *arguments, scale)
-    return result
+    return run_decode("fused_dequant_attention", fmt, *arguments, scale)

@@ -47,7 +47,8 @@ def decode_attention(
             format_struct(fmt), run(dequant), pool_struct(pages), residual_struct(residual),
             queries.shape[0], queries.shape[1], pages.shape[1], group, queries.data_ptr(), out.data_ptr(),
             DTYPES[q.dtype], *queries.stride()[:3], *out.stride()[:3], table.data_ptr(),
-            *(x.data_ptr() for x in counts), table.stride(0), scale,
+            *(x.data_ptr() for x in counts), table.stride(0), table.shape[1],
+            pages.shape[0], residual.shape[0], scale,
         ),
     )  # fmt: skip
     return out.view(q.shape)

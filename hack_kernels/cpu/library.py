@@ -61,7 +61,7 @@ class Decode(ctypes.Structure):
             "out_batch_stride", "out_token_stride", "out_head_stride",
         )),
         *((name, c_void_p) for name in ("page_table", "num_pages", "residual_rows", "residual_tokens")),
-        ("page_table_stride", c_int64), ("scale", c_float),
+        *((name, c_int64) for name in ("page_table_stride", "max_pages", "num_slots", "num_rows")), ("scale", c_float),
     ]  # fmt: skip
 
 
@@ -201,7 +201,17 @@ def writable(name: str, x: Tensor) -> Tensor:
     return x
 
 
+NO_MEMORY, BAD_VALUE = 1, 2
+
+
+class BadValue(Exception):
+    """An index or a count is out of its range. The caller, who has the names, says which."""
+
+
 def call(function: str, arguments: ctypes.Structure) -> None:
-    """Raises MemoryError where the kernels could not allocate their scratch memory."""
-    if getattr(load(), function)(ctypes.byref(arguments)):
+    """Raises MemoryError where the kernels could not allocate their scratch memory, BadValue where a value is out of range."""
+    status = getattr(load(), function)(ctypes.byref(arguments))
+    if status == BAD_VALUE:
+        raise BadValue(function)
+    if status:
         raise MemoryError(f"{function}: no memory for {torch.get_num_threads()} threads")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from hack_kernels import choose
 from hack_kernels.cpu import library
@@ -18,6 +19,15 @@ def skip_unless_runnable(isa: str) -> None:
             pytest.skip(f"this CPU cannot run {isa}")
     except library.Unavailable as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small work on many threads mostly waits, most of all on a busy machine. Puts the number of torch's threads back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=ISAS)

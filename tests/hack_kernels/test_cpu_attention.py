@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -24,14 +22,6 @@ HEAD_DIMS = [16, 48, 64, 80, 96, 128, 160, 192, 256]
 def make(name: str, lengths: list[int], kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32) -> Stored:
     fmt = PageFormat.parse(name, head_dim, dtype)
     return store(fmt, [random_kv(kv_heads, n, head_dim, seed=n) for n in lengths])
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Puts the number of torch's threads back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,7 +100,7 @@ def test_a_residual_shorter_than_its_queries_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["raw", "k4v2"])
-def test_neither_threads_nor_the_batch_change_a_bit(isa: str, name: str, threads: None) -> None:
+def test_neither_threads_nor_the_batch_change_a_bit(isa: str, name: str) -> None:
     stored, q = make(name, [9000, 1, 150, 2200], 2, 32), random_q(4, 10, 32)
     torch.set_num_threads(1)
     single = decode_attention(stored.fmt, q, *stored.arguments(), 0.2)

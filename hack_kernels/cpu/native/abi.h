@@ -45,7 +45,7 @@ struct Decode {
   uint8_t* out;
   int64_t q_dtype, q_batch_stride, q_token_stride, q_head_stride, out_batch_stride, out_token_stride, out_head_stride;
   const int64_t *page_table, *num_pages, *residual_rows, *residual_tokens;
-  int64_t page_table_stride;
+  int64_t page_table_stride, max_pages, num_slots, num_rows;
   float scale;
 };
 

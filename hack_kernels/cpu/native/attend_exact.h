@@ -167,7 +167,8 @@ static void attend_raw_pages(const AttendPages& a) {
   for (int64_t r = 0; r < a.rows; ++r) tokens[r] = kPageTokens;
   for (int64_t p = 0; p < a.num_pages; ++p) {
     const uint8_t* page = a.base + a.slots[p] * a.slot_stride;
-    if (p + 1 < a.num_pages) prefetch(a.base + a.slots[p + 1] * a.slot_stride, f.page_bytes);
+    if (p + 1 < a.num_pages)
+      for (int64_t at = 0; at < f.page_bytes; at += 64) __builtin_prefetch(a.base + a.slots[p + 1] * a.slot_stride + at, 0, 2);
     attend_any(f, a.q, a.rows, page + f.k_codes, page + f.v_codes, f.head_dim, kPageTokens, tokens, s);
   }
   write_exact(f, s, a.rows, a.top, a.total, a.out);

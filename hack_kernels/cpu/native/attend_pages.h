@@ -49,9 +49,19 @@ struct Operands {
 
 struct Work {
   Operands pages[kBatch];
+  const uint8_t* next[kBatch];  // pages of the next batch, null where there is none
+  int64_t page_bytes;
   alignas(64) float folded[4 * (kMaxHeadDim + 16)];
   alignas(64) float offsets[kMaxHeadDim + 16];  // what `dequant` adds to the codes of a channel of K
 };
+
+// A quarter of page p of the next batch is asked for in each phase of page p of this one: more at once would stall the loads.
+INLINE void prefetch_quarter(const Work& work, int p, int quarter) {
+  if (const uint8_t* page = work.next[p]) {
+    const int64_t size = (work.page_bytes + 255) / 256 * 64, end = (quarter + 1) * size;
+    for (int64_t at = quarter * size; at < end && at < work.page_bytes; at += 64) __builtin_prefetch(page + at, 0, 3);
+  }
+}
 
 // What a slice of rows has come to: w relative to 2**top.
 struct Rows {
@@ -222,8 +232,14 @@ static void score_page(const Format& f, int64_t dp, const uint8_t* page, Operand
 
 template <int BITS, int R, bool DEQUANT>
 static void score(const Format& f, const float* q, int64_t dp, const uint8_t* const* pages, int count, Work& work) {
-  for (int p = 0; p < count; ++p) fold_queries<R, DEQUANT>(f, q, dp, pages[p], work.pages[p], work);
-  for (int p = 0; p < count; ++p) score_page<BITS, R, DEQUANT>(f, dp, pages[p], work.pages[p]);
+  for (int p = 0; p < count; ++p) {
+    prefetch_quarter(work, p, 0);
+    fold_queries<R, DEQUANT>(f, q, dp, pages[p], work.pages[p], work);
+  }
+  for (int p = 0; p < count; ++p) {
+    prefetch_quarter(work, p, 1);
+    score_page<BITS, R, DEQUANT>(f, dp, pages[p], work.pages[p]);
+  }
 }
 
 // ---- weights: 2**(score - the largest so far) times the scales of V
@@ -365,6 +381,7 @@ static void weigh(const Format& f, const Plan& plan, const uint8_t* const* pages
   constexpr int PER = 8 / BITS;
   raise_top<R>(count, work, plan, rows, out);
   for (int p = 0; p < count; ++p) {
+    prefetch_quarter(work, p, 2);
     soften<R>(work.pages[p], rows);
     fold_weights<BITS, R, DEQUANT>(f, pages[p], plan.groups, work.pages[p], rows);
   }
@@ -373,7 +390,10 @@ static void weigh(const Format& f, const Plan& plan, const uint8_t* const* pages
     weigh_page = weigh_rows<BITS, PER, R, DEQUANT>;
   else if (PER == 4 && f.group_channels == 2 * (f.head_dim / PER))
     weigh_page = weigh_rows<BITS, (PER + 1) / 2, R, DEQUANT>;
-  for (int p = 0; p < count; ++p) weigh_page(f, plan, pages[p], work.pages[p], 0, out);
+  for (int p = 0; p < count; ++p) {
+    prefetch_quarter(work, p, 3);
+    weigh_page(f, plan, pages[p], work.pages[p], 0, out);
+  }
 }
 
 // ---- pages
@@ -398,10 +418,6 @@ static Score score_of(int64_t bits, int64_t rows) {
 template <bool DEQUANT>
 static Weigh weigh_of(int64_t bits, int64_t rows) {
   return bits == 2 ? weigh_of<DEQUANT, 2>(rows) : bits == 4 ? weigh_of<DEQUANT, 4>(rows) : weigh_of<DEQUANT, 8>(rows);
-}
-
-static inline void prefetch(const uint8_t* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
 }
 
 // What a slice has come to, as rows of head_dim numbers: the zeros of V, and `dequant`'s offsets, are added to the sums of codes.
@@ -463,12 +479,16 @@ static void attend_pages(const AttendPages& a) {
     const int count = a.num_pages - p < kBatch ? a.num_pages - p : kBatch;
     const uint8_t* pages[kBatch];
     for (int i = 0; i < count; ++i) pages[i] = a.base + a.slots[p + i] * a.slot_stride;
-    for (int64_t next = p + kBatch; next < p + 2 * kBatch && next < a.num_pages; ++next)
-      prefetch(a.base + a.slots[next] * a.slot_stride, f.page_bytes);
+    for (int i = 0; i < kBatch; ++i) {
+      const int64_t next = p + kBatch + i;
+      work.next[i] = next < a.num_pages ? a.base + a.slots[next] * a.slot_stride : nullptr;
+    }
+    work.page_bytes = f.page_bytes;
     for (int64_t i = 0; i < slices; ++i) {
       const int64_t n = a.rows - 4 * i < 4 ? a.rows - 4 * i : 4;
       score_slice[n - 1](f, a.q + 4 * i * dp, dp, pages, count, work);
       weigh_slice[n - 1](f, plan, pages, count, work, rows[i], out + 4 * i * plan.lanes);
+      if (i == 0) __builtin_memset(work.next, 0, sizeof work.next);
     }
   }
   for (int64_t i = 0; i < slices; ++i) {

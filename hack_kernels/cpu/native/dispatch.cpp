@@ -37,17 +37,29 @@ constexpr int64_t kCount = sizeof kAll / sizeof *kAll;
 int64_t size_of(int64_t dtype) { return dtype == kFloat32 ? 4 : 2; }
 int64_t splits(int64_t pages) { return (pages + kSplitPages - 1) / kSplitPages; }
 
-class Memory {  // aligned, and counted: a failed allocation is reported, never thrown through C
+// A thread's own memory for one purpose, kept from call to call: fresh memory costs a page fault for every 4 KiB. A failed
+// allocation is reported, never thrown through C.
+class Memory {
  public:
-  explicit Memory(int64_t bytes) : data_(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64))) {}
+  Memory() = default;
   ~Memory() { std::free(data_); }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
-  uint8_t* get() const { return data_; }
+  uint8_t* at_least(int64_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = (bytes + bytes / 4 + 127) / 64 * 64;
+      data_ = static_cast<uint8_t*>(std::aligned_alloc(64, size_));
+      if (!data_) size_ = 0;
+    }
+    return data_;
+  }
 
  private:
-  uint8_t* data_;
+  uint8_t* data_ = nullptr;
+  int64_t size_ = 0;
 };
+thread_local Memory lists, partials, scratch;
 
 // Threads for `work` of which one deserves at least `least`: waking the others costs microseconds.
 int64_t useful_threads(int64_t threads, int64_t work, int64_t least) {
@@ -55,7 +67,7 @@ int64_t useful_threads(int64_t threads, int64_t work, int64_t least) {
   return most < 1 ? 1 : most < threads ? most : threads;
 }
 
-enum Status { kDone = 0, kNoMemory = 1 };
+enum Status { kDone = 0, kNoMemory = 1, kBadValue = 2 };
 
 struct Part {  // one task of decode_attention
   int32_t sequence, head, split;  // split 0 is the residual
@@ -66,7 +78,21 @@ class Decoding {
  public:
   Decoding(const Decode& call, const Kernels& kernels) : c_(call), k_(kernels), rows_(call.queries * call.group) {}
 
+  // Every value that is an index or a count is one that may be used.
+  bool valid() const {
+    for (int64_t b = 0; b < c_.batch; ++b) {
+      if (c_.num_pages[b] < 0 || c_.num_pages[b] > c_.max_pages) return false;
+      if (c_.residual_rows[b] < 0 || c_.residual_rows[b] >= c_.num_rows) return false;
+      if (c_.residual_tokens[b] < c_.queries || c_.residual_tokens[b] > c_.format.residual_slots) return false;
+      const int64_t* slots = c_.page_table + b * c_.page_table_stride;
+      for (int64_t i = 0; i < c_.num_pages[b]; ++i)
+        if (slots[i] < 0 || slots[i] >= c_.num_slots) return false;
+    }
+    return true;
+  }
+
   int run() {
+    if (!valid()) return kBadValue;
     int64_t parts = 0;
     int64_t pages = 0;
     for (int64_t b = 0; b < c_.batch; ++b) {
@@ -74,28 +100,33 @@ class Decoding {
       pages += (1 + c_.num_pages[b]) * c_.kv_heads;
     }
     const int64_t threads = useful_threads(c_.run.threads, pages * ((rows_ + 3) / 4), 64);
-    const int64_t dim = c_.format.head_dim;
-    Memory list(parts * sizeof(Part)), partials(parts * rows_ * (dim + 2) * 4), first(c_.batch * 8), left(c_.batch * c_.kv_heads * 8);
-    const int64_t mine = scratch_bytes(rows_) + rows_ * padded(dim) * 4 + kMaxRows * 8;
-    Memory scratch(threads * ((mine + 63) / 64 * 64));
-    if (!list.get() || !partials.get() || !first.get() || !left.get() || !scratch.get()) return kNoMemory;
-    list_ = reinterpret_cast<Part*>(list.get());
-    first_ = reinterpret_cast<int64_t*>(first.get());
-    left_ = reinterpret_cast<int64_t*>(left.get());
-    top_ = reinterpret_cast<float*>(partials.get());
+    const int64_t dim = c_.format.head_dim, heads = c_.batch * c_.kv_heads;
+    const int64_t list_bytes = (parts * sizeof(Part) + 63) / 64 * 64;
+    uint8_t* list = lists.at_least(list_bytes + (c_.batch + heads) * 8);
+    top_ = reinterpret_cast<float*>(partials.at_least(parts * rows_ * (dim + 2) * 4));
+    if (!list || !top_) return kNoMemory;
+    list_ = reinterpret_cast<Part*>(list);
+    first_ = reinterpret_cast<int64_t*>(list + list_bytes);
+    left_ = first_ + c_.batch;
     total_ = top_ + parts * rows_;
     out_ = total_ + parts * rows_;
     list_parts();
+    int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-      uint8_t* own = scratch.get() + omp_get_thread_num() * ((mine + 63) / 64 * 64);
+      uint8_t* own = scratch.at_least(scratch_bytes(rows_) + rows_ * padded(dim) * 4 + kMaxRows * 8);
 #pragma omp for schedule(dynamic, 1) nowait
       for (int64_t i = 0; i < parts; ++i) {
+        if (!own) {
+          __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+          continue;
+        }
         const int64_t b = list_[i].sequence, head = list_[i].head;
         attend(list_[i], own);
         if (__atomic_sub_fetch(&left_[b * c_.kv_heads + head], 1, __ATOMIC_ACQ_REL) == 0) finish(b, head, own);
       }
     }
+    if (failed) return kNoMemory;
     return kDone;
   }
 
@@ -190,40 +221,45 @@ EXPORT int packhorse_history(const History* call) {
   const Kernels& k = *kAll[c.run.isa];
   const int64_t dim = f.head_dim, dp = padded(dim);
   const int64_t blocks = (c.rows + kQueryRows - 1) / kQueryRows;
-  const int64_t mine = (scratch_bytes(kQueryRows) + kQueryRows * dp * 4 + 63) / 64 * 64;
-  Memory scratch(c.run.threads * mine);
-  if (!scratch.get()) return kNoMemory;
+  int failed = 0;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(c.run.threads)
   for (int64_t task = 0; task < c.kv_heads * blocks; ++task) {
     const int64_t head = task / blocks, start = task % blocks * kQueryRows;
     const int64_t rows = c.rows - start < kQueryRows ? c.rows - start : kQueryRows, row = head * c.rows + start;
-    float* q = reinterpret_cast<float*>(scratch.get() + omp_get_thread_num() * mine);
+    float* q = reinterpret_cast<float*>(scratch.at_least(scratch_bytes(kQueryRows) + kQueryRows * dp * 4));
+    if (!q) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      continue;
+    }
     std::memset(q, 0, rows * dp * 4);
     for (int64_t r = 0; r < rows; ++r) k.to_float(kFloat32, (const uint8_t*)(c.q + (row + r) * dim), dim, kLog2E, q + r * dp);
     k.attend_pages({&f, q, rows, c.num_pages, c.run.dequant, c.pool.data + head * c.pool.head_stride, c.pool.slot_stride, c.slots,
                     c.top + row, c.total + row, c.out + row * dim, q + kQueryRows * dp});
     for (int64_t r = row; r < row + rows; ++r) c.top[r] /= kLog2E;
   }
-  return kDone;
+  return failed ? kNoMemory : kDone;
 }
 
 EXPORT int packhorse_close(const Close* call) {
   const Close& c = *call;
   const Kernels& k = *kAll[c.run.isa];
-  const int64_t mine = (scratch_bytes(0) + 63) / 64 * 64, size = size_of(c.dtype);
+  const int64_t size = size_of(c.dtype);
   const int64_t threads = useful_threads(c.run.threads, c.num_blocks * c.kv_heads, 16);
-  Memory scratch(threads * mine);
-  if (!scratch.get()) return kNoMemory;
+  int failed = 0;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t task = 0; task < c.num_blocks * c.kv_heads; ++task) {
     const int64_t block = task / c.kv_heads, head = task % c.kv_heads;
     const int64_t from = c.k_rows ? c.k_rows[block] : block, to = c.slots ? c.slots[block] : block;
+    uint8_t* own = scratch.at_least(scratch_bytes(0));
+    if (!own) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      continue;
+    }
     uint8_t* page = c.pool.data + to * c.pool.slot_stride + head * c.pool.head_stride;
     k.close_page(c.format, (DType)c.dtype, c.k + (from * c.k_block_stride + head * c.k_head_stride) * size, c.k_token_stride,
-                 c.v + (from * c.v_block_stride + head * c.v_head_stride) * size, c.v_token_stride, page,
-                 scratch.get() + omp_get_thread_num() * mine);
+                 c.v + (from * c.v_block_stride + head * c.v_head_stride) * size, c.v_token_stride, page, own);
   }
-  return kDone;
+  return failed ? kNoMemory : kDone;
 }
 
 EXPORT int packhorse_append(const Append* call) {
