@@ -1,8 +1,12 @@
-"""Grow sequences on the GPU: the new token into the residual, and full blocks from the residual into pages. One launch each, nothing read back.
+"""Grow sequences on the GPU: the new token into the residual, full blocks from the residual into pages. One launch each.
 
-Which blocks are full is only known on the device, so a program is launched for every sequence and KV head, and returns where there is nothing
-to do.
+Which blocks are full is known on the device alone and nothing is read back, so a program is launched for every sequence and KV head,
+and returns where there is nothing to do.
 """
+
+# Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
 
 from __future__ import annotations
 

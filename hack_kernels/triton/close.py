@@ -3,6 +3,11 @@
 Compile with enable_fp_fusion=False: every float32 step is rounded by itself. Divisions are the correctly rounded ones.
 """
 
+# Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
+# ruff: noqa: RUF005
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -11,7 +16,7 @@ import triton
 import triton.language as tl
 
 from hack_kernels.page_format import PageFormat
-from hack_kernels.reference.close_pages import CLIP, MAX_ZERO, ZERO_HEADROOM
+from hack_kernels.reference.close_pages import CLIP, MAX_ZERO, k_floor, v_floor
 
 _FIRST_SCALE = tl.constexpr((127 - 20) << 23)  # the bits of E5M3's least, as float32
 _MAGIC = tl.constexpr(12582912.0)  # float32 numbers near it are 1 apart
@@ -33,8 +38,7 @@ def constants_of(fmt: PageFormat) -> Constants:
     assert fmt.k_bits is not None
     assert fmt.v_bits is not None
     k_levels, v_levels = 2**fmt.k_bits - 1, 2**fmt.v_bits - 1
-    v_middle = 1 / (ZERO_HEADROOM * 2.0 ** (fmt.v_bits - 5) - v_levels / 2)
-    factors = (CLIP[fmt.k_bits] / k_levels, 2**-8 / k_levels, CLIP[fmt.v_bits] / v_levels, v_middle)
+    factors = (CLIP[fmt.k_bits] / k_levels, k_floor(fmt.k_bits), CLIP[fmt.v_bits] / v_levels, v_floor(fmt.v_bits))
     return Constants(*(tl.constexpr(factor) for factor in factors))
 
 

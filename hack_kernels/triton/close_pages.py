@@ -1,8 +1,12 @@
 """Quantize blocks of K and V into pages on the GPU, byte for byte as reference/close_pages.py does.
 
-A program closes one page of one KV head, K in slices of channels, then V in slices of tokens. Every step is a float32 operation rounded to the
-nearest, which no compiler may contract with its neighbour.
+A program closes one page of one KV head, K in slices of channels, then V in slices of tokens. Every step is a float32 operation
+rounded to the nearest, which no compiler may contract with its neighbour.
 """
+
+# Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
 
 from __future__ import annotations
 

@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)  # fixed when triton was imported: jitted functions are of one kind or the other
+INTERPRETED = bool(
+    triton.knobs.runtime.interpret
+)  # fixed when triton was imported: jitted functions are of one kind or the other
 MAX_GROUP = 16
 PROGRAMS_PER_PROCESSOR = 16  # of one warp each: enough to keep loads in flight, few enough for their registers
 MIN_PAGES_PER_SPLIT = 2

@@ -75,5 +75,3 @@ def check_format(fmt: PageFormat) -> None:
         raise ValueError(
             f"fmt: head_dim={fmt.head_dim} has {fmt.v_groups} V groups; Triton kernels need a power of two"
         )
-
-

@@ -5,6 +5,11 @@ triton's interpreter, which has no inline assembly; the plain way is the specifi
 share a register is the compiler's choice, so each helper is elementwise and right for any. Knows nothing of pages.
 """
 
+# Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
+# ruff: noqa: RET505
+
 from __future__ import annotations
 
 import triton

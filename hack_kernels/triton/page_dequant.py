@@ -1,28 +1,23 @@
-"""Jitted attention over one coded page that dequantizes in registers: the yardstick for page.py, with the same loads and the same care.
+"""Jitted attention over one coded page that dequantizes in registers: the yardstick, with page_scores.py's and page_values.py's loads.
 
-Codes become float16 in the place where they lie in their byte (a byte permute for each pair, a mask with the exponent of 1024, an addition for
-each field), powers of two and scales are folded into queries and weights, products are float16 with float32 sums.
+Codes become float16 in the place where they lie in their byte: a byte permute for each pair, then a mask with the exponent of 1024 and an
+addition for each field. Powers of two and scales are folded into queries and weights, products are float16 with float32 sums.
 """
+
+# Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from .fragments import all_parts, pad_rows
 from .packed import code_halves_in_place, multiply_halves, to_halves
-from .page import (
-    all_parts,
-    fold_k_scale,
-    load_k_codes,
-    load_v_codes,
-    load_v_offset,
-    load_v_scale,
-    pad_rows,
-    token_order,
-    v_operand,
-    w_halves_operand,
-    w_operand,
-)
+from .page_scores import fold_k_scale, load_k_codes, token_order
+from .page_values import load_v_codes, load_v_offset, load_v_scale, v_operand, w_halves_operand, w_operand
 
 
 @triton.jit
@@ -58,7 +53,7 @@ def _q_operand(q, ROWS: tl.constexpr):
 
 @triton.jit
 def weigh_dequant_values(out, offsets, w, share, page, L: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
-    """As page.weigh_values."""
+    """As page_values.weigh_values."""
     weights = to_halves(tl.reshape(w, (ROWS, 4, 16)), PTX)
     codes = ()
     for sub in tl.static_range(L.v_blocks // L.v_planes):

@@ -1,7 +1,12 @@
-"""Attention of one prefill chunk for the GPU: history pages on their codes, then exact keys, causal, flash style. Temporary memory is O(chunk).
+"""Attention of one prefill chunk for the GPU: history pages on their codes, then exact keys, causal, flash style.
 
-The history is attended by the decode kernel, several queries to a program, so that they share a page's expanded codes.
+The history is attended by the decode kernel, several queries to a program, so that they share a page's expanded codes. Temporary
+memory is O(chunk): what the history contributes, once per split.
 """
+
+# Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
 
 from __future__ import annotations
 
@@ -12,13 +17,14 @@ from torch import Tensor
 
 from hack_kernels.page_format import PageFormat
 
-from .decode_attention import attend_history, query_rows
 from .dense import NEVER, attend_keys, empty_rows, split_terms
+from .history import attend_history, query_rows
 from .launch import INTERPRETED, TRITON_DTYPES, check_group, last_contiguous, next_power_of_2, query_terms
-from .page import LOG2_E
+from .page_scores import LOG2_E
 
-HISTORY_ROWS = 16
+HISTORY_ROWS = 8  # 16 spill
 EXACT_ROWS = 64
+EXACT_WARPS = 8  # 4 spill on sm_80
 
 
 @triton.jit
@@ -50,10 +56,10 @@ def attend_chunk(
         part = row * splits + split
         share = tl.load(part_total + part, mask=valid, other=0.0)
         held = share != 0.0  # true of NaN
-        part_top_ = tl.load(part_top + part, mask=held, other=NEVER)
+        split_top = tl.load(part_top + part, mask=held, other=NEVER)
         partial = tl.load(part_out + part[:, None] * DIM + dims[None, :], mask=held[:, None] & mask, other=0.0)
-        new_top = tl.maximum(top, part_top_)
-        keep, add = tl.exp2(top - new_top), tl.exp2(part_top_ - new_top)
+        new_top = tl.maximum(top, split_top)
+        keep, add = tl.exp2(top - new_top), tl.exp2(split_top - new_top)
         total = total * keep + share * add
         result = result * keep[:, None] + partial * add[:, None]
         top = new_top
@@ -82,7 +88,7 @@ def prefill_attention(
         splits, parts = 0, [q.new_empty(0, dtype=torch.float32)] * 3
     else:
         table, count = page_slots.contiguous(), torch.full_like(page_slots[:1], page_slots.shape[0])
-        splits, *parts = attend_history(fmt, q, pages, table, 0, count, 0, scale, HISTORY_ROWS // group)
+        splits, *parts = attend_history(fmt, q, pages, table, 0, count, 0, scale, max(1, HISTORY_ROWS // group))
     k = last_contiguous(k)
     v = v.to(k.dtype)
     if v.stride() != k.stride():
@@ -91,6 +97,6 @@ def prefill_attention(
     attend_chunk[(-(-chunk // queries), kv_heads)](
         q, k, v, *parts, out, float(scale), chunk, tokens, *k.stride()[:2], splits,
         HEADS=heads, GROUP=group, QUERIES=queries, ROWS=EXACT_ROWS, DIM=dim, PADDED=max(16, next_power_of_2(dim)),
-        DTYPE=TRITON_DTYPES[k.dtype], TERMS=query_terms(q.dtype, k.dtype), PTX=not INTERPRETED, num_warps=4,
+        DTYPE=TRITON_DTYPES[k.dtype], TERMS=query_terms(q.dtype, k.dtype), PTX=not INTERPRETED, num_warps=EXACT_WARPS,
     )  # fmt: skip
     return out

@@ -1,0 +1,219 @@
+"""Checks of the Triton kernels against the reference, each a function; run as a module by name, in a process that interprets kernels.
+
+The kernels quantize queries and weights from float16: relative to the reference, q~ and w~ are off by up to 2**-11 before they are
+rounded to int8 steps, so a rounding error of half a step becomes one of at most 0.5 + 127 * 2**-11 = 0.563 steps, and what is not rounded
+(the part of V's zeros) is off by at most 2**-11 of the weights. ROOM is the former over 0.5.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import torch
+from torch import Tensor
+
+from hack_kernels import PageFormat
+from hack_kernels.reference import append as reference_append
+from hack_kernels.reference.close_pages import close_pages as reference_close
+from hack_kernels.reference.close_pages import open_v_groups
+from hack_kernels.reference.decode_attention import decode_attention as reference_decode
+from hack_kernels.reference.prefill_attention import prefill_attention as reference_prefill
+from hack_kernels.triton.append import append, close_full_blocks
+from hack_kernels.triton.close_pages import close_pages
+from hack_kernels.triton.decode_attention import decode_attention
+from hack_kernels.triton.fused_dequant import fused_dequant_attention
+from hack_kernels.triton.prefill_attention import prefill_attention
+from tests.hack_kernels.sequences import Stored, attend_float64, error_bound, random_kv, random_q, store
+
+ROOM = 1 + 127 * 2**-10
+FORMATS = [f"k{k}v{v}" for k in (2, 4, 8) for v in (2, 4, 8)]
+
+
+def make(name: str, head_dim: int, lengths: list[int], kv_heads: int = 2, dtype: torch.dtype = torch.float32) -> Stored:
+    fmt = PageFormat.parse(name, head_dim, dtype)
+    return store(fmt, [random_kv(kv_heads, n, head_dim, seed=n, dtype=dtype) for n in lengths])
+
+
+def zeros_room(stored: Stored, i: int) -> float:
+    """What float16 weights may do to the part of V's zeros: 2**-11 of an average of |v_scale * v_zero|."""
+    if stored.fmt.raw or stored.num_pages[i] == 0:
+        return 0.0
+    scale, offset = open_v_groups(stored.fmt, stored.owned(i))
+    return float(2**-11 * (scale * offset).abs().max())
+
+
+def check_attention(stored: Stored, q: Tensor, dequant: bool = False) -> None:
+    scale = q.shape[-1] ** -0.5
+    attend = fused_dequant_attention if dequant else decode_attention
+    out = attend(stored.fmt, q, *stored.arguments(), scale)
+    assert out.shape == q.shape
+    assert out.dtype == q.dtype
+    assert out.isfinite().all()
+    for i in range(q.shape[0]):
+        k, v = stored.opened(i)
+        error = (out[i].double() - attend_float64(q[i], k, v, scale)).abs()
+        bound = error_bound(stored.fmt, q[i], stored.owned(i), v, scale) * ROOM + zeros_room(stored, i)
+        rounding = 0 if q.dtype == torch.float32 else 2**-7 * out[i].abs().double()  # the interpreter truncates to bf16
+        assert (error <= bound + rounding).all(), f"{stored.fmt.name} sequence {i}: {error.max()}"
+
+
+def check_near_reference(stored: Stored, q: Tensor, dequant: bool = False) -> None:
+    """Far closer than the bound: as close as float64 attention to the reference, within twice that and float16's own."""
+    scale = q.shape[-1] ** -0.5
+    attend = fused_dequant_attention if dequant else decode_attention
+    out = attend(stored.fmt, q, *stored.arguments(), scale)
+    expected = reference_decode(stored.fmt, q, *stored.arguments(), scale)
+    for i in range(q.shape[0]):
+        k, v = stored.opened(i)
+        exact = attend_float64(q[i], k, v, scale)
+        allowed = 2 * (expected[i].double() - exact).abs().max() + 2**-9 * v.abs().max()
+        assert (out[i].double() - exact).abs().max() <= allowed
+
+
+def formats() -> None:
+    """Every pair of bit widths: no page, one, several; lengths that fill nothing."""
+    for name in [*FORMATS, "raw"]:
+        stored, q = make(name, 64, [1, 70, 150]), random_q(3, 4, 64)
+        check_attention(stored, q)
+        check_near_reference(stored, q)
+
+
+def shapes() -> None:
+    """Head dims with and without padding, GQA 1 to 16."""
+    for name, head_dim, kv_heads, group in (
+        ("k2v2", 80, 2, 3), ("k4v2", 96, 1, 1), ("k2v2", 128, 2, 4), ("k8v8", 128, 1, 5), ("k2v8", 256, 1, 2),
+        ("k8v4", 256, 1, 1), ("k4v4", 48, 1, 2), ("k2v4", 16, 1, 4), ("k2v2", 128, 1, 16), ("k4v8", 64, 1, 9),
+        ("raw", 80, 2, 3), ("raw", 256, 1, 16), ("raw", 96, 1, 1),
+    ):  # fmt: skip
+        stored, q = make(name, head_dim, [5, 140], kv_heads), random_q(2, kv_heads * group, head_dim)
+        check_attention(stored, q)
+        check_near_reference(stored, q)
+
+
+def dtypes() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        for name in ("k2v2", "k4v4", "raw"):
+            check_attention(make(name, 64, [3, 150], dtype=dtype), random_q(2, 4, 64).to(dtype))
+
+
+def dequant() -> None:
+    for name, head_dim in (("k2v2", 128), ("k4v2", 80), ("k8v8", 64), ("k2v4", 256)):
+        stored, q = make(name, head_dim, [70, 200], 1), random_q(2, 4, head_dim)
+        check_attention(stored, q, dequant=True)
+        check_near_reference(stored, q, dequant=True)
+
+
+def poison() -> None:
+    """Foreign pages, tables beyond num_pages and a sequence's neighbours do not matter; a bad page reaches its own sequence alone."""
+    for name in ("k2v2", "raw"):
+        stored, q = make(name, 64, [150, 150, 2]), random_q(3, 4, 64)
+        for i, count in enumerate(stored.num_pages.tolist()):
+            stored.page_table[i, count:] = 10**9
+        first = decode_attention(stored.fmt, q, *stored.arguments(), 0.125)
+        assert first.isfinite().all()
+        stored.fmt.view(stored.pages, "k_min" if name == "k2v2" else "k")[stored.page_table[1, 0]] = torch.nan
+        second = decode_attention(stored.fmt, q, *stored.arguments(), 0.125)
+        assert torch.equal(first[[0, 2]], second[[0, 2]])
+        assert second[1].isnan().all()
+
+
+def extremes() -> None:
+    """Scores far apart, scales near the ends of float16, and pages whose scores outgrow those before them."""
+    for factor in (1e3, 1e-6):
+        kv = random_kv(1, 400, 64)
+        kv[0, :, 100:] *= factor
+        kv[1, :, 200:] *= factor
+        stored = store(PageFormat.parse("k8v8", 64, torch.float32), [kv])
+        for q in (random_q(1, 2, 64) * 100, random_q(1, 2, 64) * 1e-20, torch.zeros(1, 2, 64)):
+            out = decode_attention(stored.fmt, q, *stored.arguments(), 1.0)
+            expected = reference_decode(stored.fmt, q, *stored.arguments(), 1.0)
+            torch.testing.assert_close(out, expected, atol=2e-2 * max(1.0, float(expected.abs().max())), rtol=0)
+
+
+def empty() -> None:
+    stored = make("k2v2", 64, [60])
+    none = torch.zeros(0, dtype=torch.int64)
+    q = torch.zeros(0, 4, 64)
+    pages = (stored.pages, torch.zeros(0, 3, dtype=torch.int64), none, stored.residual, none, none)
+    assert decode_attention(stored.fmt, q, *pages, 0.125).shape == (0, 4, 64)
+    stored.pages, stored.page_table = stored.pages[:0], stored.page_table[:, :0]
+    check_attention(stored, random_q(1, 4, 64))
+    assert close_pages(stored.fmt, torch.zeros(0, 2, 64, 64), torch.zeros(0, 2, 64, 64)).shape[0] == 0
+
+
+def closing() -> None:
+    """The same bytes as the reference's, whatever the values, every byte written."""
+    generator = torch.Generator().manual_seed(0)
+    for index, name in enumerate([*FORMATS, "raw"]):
+        head_dim, dtype = ((64, 80, 96, 128, 256)[index % 5], (torch.float32, torch.bfloat16, torch.float16)[index % 3])
+        fmt = PageFormat.parse(name, head_dim, dtype)
+        kv = torch.randn(2, 3, 2, 64, head_dim, generator=generator) * torch.tensor([1e-3, 1, 30]).view(1, 3, 1, 1, 1)
+        kv[0, 1, :, :, 5] += 100
+        kv[1, 1, :, 9] += 1000
+        kv[:, 0, 0, 7] = 0
+        kv[:, 2, 0, :, 3] = 5
+        kv[0, 2, 1, 4, 2] = torch.nan
+        kv[1, 2, 1, 5, 6] = torch.nan
+        kv[0, 2, 1, 1, 1] = -torch.inf
+        kv[1, 2, 1, 3, 1] = torch.inf
+        k, v = kv.to(dtype)
+        for fill in (0, 255):
+            out = torch.full((3, 2, fmt.page_bytes), fill, dtype=torch.uint8)
+            assert close_pages(fmt, k, v, out) is out
+            assert torch.equal(out, reference_close(fmt, k, v)), f"{name} at head_dim {head_dim}, {dtype}"
+
+
+def growing() -> None:
+    """A sequence and its neighbour, token by token, in step with the reference, byte for byte."""
+    for name in ("k2v2", "raw"):
+        fmt = PageFormat.parse(name, 64, torch.bfloat16)
+        kv = random_kv(2, 134, 64, dtype=torch.bfloat16)
+        rows, first = torch.tensor([2, 0]), torch.tensor([0, 60])
+        residuals = [torch.zeros(3, 2, 2, fmt.residual_slots, 64, dtype=torch.bfloat16) for _ in range(2)]
+        pools = [torch.zeros(5, 2, fmt.page_bytes, dtype=torch.uint8) for _ in range(2)]
+        for n in range(70):
+            count, slots = first + n, torch.tensor([1, 3])
+            k, v = (kv[i][:, count].transpose(0, 1) for i in range(2))
+            append(fmt, k, v, pools[0], residuals[0], rows, count, slots)
+            reference_append.append(fmt, k, v, pools[1], residuals[1], rows, count, slots)
+            if n in (7, 8, 66, 67, 68):
+                close_full_blocks(fmt, pools[0], residuals[0], rows, count + 1, slots)
+                reference_append.close_full_blocks(fmt, pools[1], residuals[1], rows, count + 1, slots)
+        assert torch.equal(*residuals)
+        assert torch.equal(*pools)
+        assert pools[0].any(-1).any(-1).tolist() == [False, True, False, True, False]
+
+
+def prefill() -> None:
+    for name, head_dim, kv_heads, group, chunk, exact, pages in (
+        ("k2v2", 64, 2, 2, 20, 33, 3), ("raw", 80, 1, 3, 70, 70, 2), ("k4v2", 128, 1, 4, 9, 9, 2),
+        ("k2v2", 64, 1, 2, 33, 33, 0), ("k8v4", 96, 1, 16, 5, 80, 1), ("k2v2", 64, 1, 1, 1, 1, 1),
+    ):  # fmt: skip
+        fmt, tokens = PageFormat.parse(name, head_dim, torch.float32), 64 * pages
+        kv = random_kv(kv_heads, tokens + exact, head_dim)
+        pool = torch.full((pages + 2, kv_heads, fmt.page_bytes), 255, dtype=torch.uint8)
+        slots = torch.randperm(pages + 2, generator=torch.Generator().manual_seed(0))[:pages]
+        if pages:
+            blocks = kv[:, :, :tokens].unflatten(2, (pages, 64)).transpose(1, 2)
+            pool[slots] = reference_close(fmt, blocks[0], blocks[1])
+        q = random_q(chunk, kv_heads * group, head_dim)
+        history = (pool, slots) if pages else ()
+        arguments = (q, kv[0, :, tokens:], kv[1, :, tokens:], head_dim**-0.5, *history)
+        out, expected = prefill_attention(fmt, *arguments), reference_prefill(fmt, *arguments)
+        # Both quantize to the same steps; values differ where a number near the middle of two integers is rounded the other way.
+        atol = 1e-5 if fmt.raw or not pages else 2e-2 * float(kv[1].abs().max())
+        torch.testing.assert_close(out, expected, atol=atol, rtol=1e-5)
+
+
+CASES = {
+    case.__name__: case
+    for case in (formats, shapes, dtypes, dequant, poison, extremes, empty, closing, growing, prefill)
+}
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", module="triton")  # numpy's remarks on NaN and overflow inside the interpreter
+    torch.set_num_threads(1)
+    for case_name in sys.argv[1:]:
+        CASES[case_name]()
