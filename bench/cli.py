@@ -160,7 +160,7 @@ def kernels(
 
     with _config_errors():
         if compile:
-            _compile_kernels(tuple(compile), tuple(format or ()), json)
+            _compile_kernels(tuple(compile), tuple(format or ()), head_dim, json)
             return
         lists = {"format": format, "context": context, "batch": batch, "op": op, "impl": impl}
         given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
@@ -181,8 +181,18 @@ def kernels(
             write_plot(plot, result)
 
 
-def _compile_kernels(archs: tuple[str, ...], formats: tuple[str, ...], json: Path | None) -> None:
-    raise ConfigError("compile: this version has no offline report", param="compile")
+def _compile_kernels(archs: tuple[str, ...], formats: tuple[str, ...], head_dim: int, json: Path | None) -> None:
+    from rich.console import Console
+
+    from bench.compile import DEFAULT_FORMATS, compile_report, print_compiled
+    from bench.report import check_writable, write_json
+
+    if json:
+        check_writable("json", json)
+    records = compile_report(archs, formats or DEFAULT_FORMATS, head_dim=head_dim)
+    print_compiled(records, Console())
+    if json:
+        write_json(json, records)
 
 
 @app.command()

@@ -67,7 +67,7 @@ def ratios(records: list[dict[str, Any]]) -> list[tuple[tuple[Any, ...], dict[st
 
 
 def _ratio_table(records: list[dict[str, Any]]) -> Table:
-    table = _table_of("", *(f"{name} / ours" for name in RATIOS))
+    table = _table_of("", *(f"{name}/ours" for name in RATIOS))
     for place, values in ratios(records):
         table.add_row(_title(place), *(f"{values[name]:,.2f}" if name in values else "-" for name in RATIOS))
     return table

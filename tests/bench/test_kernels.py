@@ -233,7 +233,7 @@ def test_the_table_shows_what_is_absent_and_why(measured):
     text = console.export_text()
     assert "decode raw 200x1" in text
     assert "absent       fused_dequant of decode: raw pages hold no codes" in text
-    assert "sdpa_f32 / ours" in text
+    assert "sdpa_f32/ours" in text
 
 
 def test_the_command_takes_lists_and_writes_json_and_plots(tmp_path):
@@ -251,8 +251,26 @@ def test_the_command_takes_lists_and_writes_json_and_plots(tmp_path):
     assert "<svg" in (tmp_path / "k.svg").read_text()
 
 
+def test_the_command_reports_on_compiled_kernels(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr("bench.compile.compile_report", lambda *args, **named: called.append((args, named)) or [])
+    arguments = ["kernels", "--compile", "sm_80", "sm_90", "--format", "k2v2", "--json", str(tmp_path / "c.json")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert called == [((("sm_80", "sm_90"), ("k2v2",)), {"head_dim": 128})]
+    assert json.loads((tmp_path / "c.json").read_text()) == []
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--plot", "k.pdf"], ["--format", "k1v1"], ["--context", "12"], ["--impl", "x"], ["--json", "no/k"]]
+    "arguments",
+    [
+        ["--plot", "k.pdf"],
+        ["--compile", "sm_12"],
+        ["--format", "k1v1"],
+        ["--context", "12"],
+        ["--impl", "x"],
+        ["--json", "no/k"],
+    ],
 )
 def test_the_command_names_a_bad_option(arguments):
     done = CliRunner().invoke(app, ["kernels", *arguments])
