@@ -143,6 +143,7 @@ def kernels(
     op: Annotated[list[str] | None, typer.Option(help="decode, close_pages, prefill; default: the first two")] = None,
     impl: Annotated[list[str] | None, typer.Option(help="implementations; default: all but reference")] = None,
     repeats: Annotated[int, typer.Option(help="rounds; slow implementations sit some out, five are the least")] = 15,
+    caches: Annotated[str, typer.Option(help="before each call: cold, or warm from the same call")] = "cold",
     seed: Annotated[int, typer.Option(help="of values, page tables and order")] = 0,
     json: Annotated[Path | None, typer.Option(help="write the records here")] = None,
     plot: Annotated[Path | None, typer.Option(help="write FILE.png and FILE.svg; needs matplotlib")] = None,
@@ -166,7 +167,7 @@ def kernels(
         given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
         options = KernelOptions(
             device=device, heads=heads, kv_heads=kv_heads, head_dim=head_dim, chunk=chunk, threads=threads,
-            repeats=repeats, seed=seed, **given,  # type: ignore[arg-type]
+            repeats=repeats, caches=caches, seed=seed, **given,  # type: ignore[arg-type]
         )  # fmt: skip
         for name, path in (("json", json), ("plot", plot)):
             if path:

@@ -9,6 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 COLUMNS = ("", "median ms", "p20-p80", "GB/s", "bound", "error", "/ours")
+CACHES = {
+    "cold": "cold: before each call a buffer of three last-level caches is read (CPU) or written (GPU)",
+    "warm": "warm: each timed call follows the same call",
+}
 RATIOS = ("sdpa_f32", "matmul_bf16", "fused_dequant")
 PLACE = ("op", "format", "context", "batch")
 
@@ -86,7 +90,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
         f"second: {shown}; int8 by {result['int8_source']}",
         f"measured on  {machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, load average {machine['load_average']}, "
         f"torch {machine['torch']}, commit {machine['commit']}, seed {result['seed']}, {machine['time']}",
-        "Caches are cold: before each call a buffer of three last-level caches is read (CPU) or written (GPU).",
+        f"caches       {CACHES[result['caches']]}",
     ]
 
 

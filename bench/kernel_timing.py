@@ -1,4 +1,4 @@
-"""Times several functions against each other in one process: interleaved, in shuffled order, on cold caches. Knows no kernel."""
+"""Times several functions against each other in one process: interleaved, in shuffled order, caches cold or warm. Knows no kernel."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ class CpuClock:
 
     def __call__(self, run: Run) -> float:
         self._buffer.sum()
+        return self._time(run)
+
+    def warm(self, run: Run) -> float:
+        run()
+        return self._time(run)
+
+    def _time(self, run: Run) -> float:
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
@@ -47,8 +54,14 @@ class CudaClock:
         self._buffer = torch.ones(CACHES_FLUSHED * cache_bytes("cuda"), dtype=torch.uint8, device="cuda")
 
     def __call__(self, run: Run) -> float:
+        return self._time(run, self._buffer.zero_)
+
+    def warm(self, run: Run) -> float:
+        return self._time(run, run)
+
+    def _time(self, run: Run, before: Run) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        self._buffer.zero_()
+        before()
         start.record()
         run()
         end.record()
@@ -56,8 +69,10 @@ class CudaClock:
         return float(start.elapsed_time(end)) / 1e3
 
 
-def make_clock(device: str) -> Clock:
-    return CudaClock() if device == "cuda" else CpuClock()
+def make_clock(device: str, caches: str) -> Clock:
+    """`caches` is "cold", or "warm": the same call was made just before, and what fits the caches is there."""
+    clock = CudaClock() if device == "cuda" else CpuClock()
+    return clock if caches == "cold" else clock.warm
 
 
 def time_interleaved(

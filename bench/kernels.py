@@ -1,7 +1,7 @@
 """`bench kernels`: how fast attention on codes is, against its rivals, and how near to the machine's bounds. Puts together cases,
 implementations, timing, errors and roofline.
 
-Each record has the keys of RECORD_KEYS and no others. Seconds are of one call for one layer on cold caches; bytes_read is K
+Each record has the keys of RECORD_KEYS and no others. Seconds are of one call for one layer; bytes_read is K
 and V, or pages and residual; roofline_share is the bound of `bench/roofline.py` over the median; max_error is against float64.
 """
 
@@ -31,6 +31,7 @@ RECORD_KEYS = (
 )  # fmt: skip
 OPS = ("decode", "close_pages", "prefill")
 DEVICES = ("cpu", "cuda")
+CACHES = ("cold", "warm")
 DEFAULT_CONTEXTS = (1024, 4096, 16384, 65536, 131072)
 MAX_CASE_BYTES = {"cpu": 4 * GIB, "cuda": 32 * GIB}
 BUDGET_SECONDS = 1.0
@@ -52,10 +53,11 @@ class KernelOptions:
     op: tuple[str, ...] = ("decode", "close_pages")
     impl: tuple[str, ...] = DEFAULT_NAMES
     repeats: int = 15
+    caches: str = "cold"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("device", DEVICES), ("op", OPS), ("impl", NAMES)):
+        for name, allowed in (("device", DEVICES), ("op", OPS), ("impl", NAMES), ("caches", CACHES)):
             _check_names(name, getattr(self, name), allowed)
         for name in ("context", "batch", "heads", "kv_heads", "head_dim", "chunk", "threads", "repeats"):
             _check_positive(name, getattr(self, name))
@@ -118,7 +120,7 @@ def run_kernels(options: KernelOptions, clock: Clock | None = None) -> dict[str,
 
 
 def _run(options: KernelOptions, clock: Clock | None) -> dict[str, Any]:
-    start, clock = measure_machine(options.device), clock or make_clock(options.device)
+    start, clock = measure_machine(options.device), clock or make_clock(options.device, options.caches)
     cases = options.cases()
     measured: list[Measured] = []
     absent: list[dict[str, Any]] = []
@@ -140,6 +142,7 @@ def _run(options: KernelOptions, clock: Clock | None) -> dict[str, Any]:
         "backend": {"name": backend.name, "reason": backend.reason},
         "machine": describe_machine() | _device(options.device) | {"load_average": _load_average()},
         "seed": options.seed,
+        "caches": options.caches,
     }
 
 

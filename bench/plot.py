@@ -108,5 +108,5 @@ def _title(result: dict[str, Any]) -> str:
     machine, first = result["machine"], result["records"][0]
     return (
         f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} threads; {first['heads']} query heads, "
-        f"{first['kv_heads']} KV heads of {first['head_dim']}; caches cold"
+        f"{first['kv_heads']} KV heads of {first['head_dim']}; caches {result['caches']}"
     )

@@ -171,6 +171,7 @@ def test_closing_error_is_zero_for_the_same_bytes_and_not_for_others():
     ("options", "message"),
     [
         ({"device": "tpu"}, "device=tpu is not one of cpu, cuda"),
+        ({"caches": "hot"}, "caches=hot is not one of cold, warm"),
         ({"op": ("append",)}, "op=append is not one of"),
         ({"impl": ("mine",)}, "impl=mine is not one of"),
         ({"format": ("k3v3",)}, "format=k3v3"),

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from bench.kernel_timing import LEAST_REPEATS, CpuClock, spread, time_interleaved
+from bench.kernel_timing import LEAST_REPEATS, CpuClock, make_clock, spread, time_interleaved
 from bench.many_values import spread as spread_values
 from bench.plot import check_plot, speedups, write_plot
 from bench.roofline import cache_bytes, measure_machine
@@ -44,6 +44,19 @@ def test_the_clock_times_the_call_alone(monkeypatch):
     times = iter((10.0, 10.5))
     monkeypatch.setattr("bench.kernel_timing.time.perf_counter", lambda: next(times))
     assert CpuClock()(lambda: None) == 0.5
+
+
+def test_warm_caches_are_those_of_the_same_call(monkeypatch):
+    monkeypatch.setattr("bench.kernel_timing.cache_bytes", lambda device: 1024)
+    called = []
+
+    def time():
+        called.append("time")
+        return float(len(called))
+
+    monkeypatch.setattr("bench.kernel_timing.time.perf_counter", time)
+    assert make_clock("cpu", "warm")(lambda: called.append("run")) == 2.0
+    assert called == ["run", "time", "run", "time"]
 
 
 def test_the_machine_is_measured(monkeypatch):
@@ -88,7 +101,7 @@ def test_the_plot_shows_speedups_over_sdpa_in_float32(tmp_path):
     assert set(panels["decode", 1]) == {("sdpa_f32", ""), ("ours", "k2v2"), ("ours", "k4v4")}
     assert dict(panels["decode", 1]["ours", "k2v2"]) == pytest.approx({1024: 10.0, 4096: 10.0})
     pytest.importorskip("matplotlib")
-    result = {"records": records, "machine": {"cpu": "a processor", "threads": 2}}
+    result = {"records": records, "machine": {"cpu": "a processor", "threads": 2}, "caches": "cold"}
     assert [path.suffix for path in write_plot(tmp_path / "k.svg", result)] == [".png", ".svg"]
 
 
@@ -96,9 +109,12 @@ def test_a_plot_without_its_baseline_or_its_folder_is_refused(tmp_path):
     pytest.importorskip("matplotlib")
     machine = {"cpu": "a processor", "threads": 2}
     with pytest.raises(ConfigError, match="no case was measured with sdpa_f32"):
-        write_plot(tmp_path / "k.png", {"records": [record("ours", 1024, 1.0)], "machine": machine})
+        write_plot(tmp_path / "k.png", {"records": [record("ours", 1024, 1.0)], "machine": machine, "caches": "cold"})
     with pytest.raises(ConfigError, match="plot="):
-        write_plot(tmp_path / "none" / "k.png", {"records": [record("sdpa_f32", 1024, 1.0)], "machine": machine})
+        write_plot(
+            tmp_path / "none" / "k.png",
+            {"records": [record("sdpa_f32", 1024, 1.0)], "machine": machine, "caches": "cold"},
+        )
 
 
 def test_a_missing_matplotlib_is_said_before_measuring(monkeypatch, tmp_path):
