@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.sass import count_classes, main_loop, usage
-from bench.specimens import ARCHS, KERNELS, Specimen, compile_specimen, specimen
+from bench.specimens import ARCHS, KERNELS, RAW_KERNELS, Specimen, compile_specimen, specimen
 from hack_kernels.page_format import PageFormat
 from packhorse.errors import ConfigError
 
@@ -26,7 +26,7 @@ RECORD_KEYS = (
     "kernel", "arch", "format", "gqa", "page_tokens", "registers", "spill_bytes", "shared_bytes",
     "instructions_per_kv_value", "by_class",
 )  # fmt: skip
-DEFAULT_FORMATS = ("k2v2", "k4v2", "k4v4", "k8v8")
+DEFAULT_FORMATS = ("k2v2", "k4v2", "k4v4", "k8v8", "raw")
 DEFAULT_GQA = (4, 8)
 BASELINE = Path(__file__).with_name("sass_baseline.json")
 _SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}  # of a processor
@@ -54,6 +54,7 @@ def compile_report(
         for name in formats
         for ratio in gqa
         if ratio == gqa[0] or kernel in ("decode_attention", "fused_dequant")
+        if name != "raw" or kernel in RAW_KERNELS
     ]
     return [_record(kernel, arch, name, ratio, head_dim) for kernel, arch, name, ratio in progress(cases)]
 

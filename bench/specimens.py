@@ -12,6 +12,7 @@ from typing import Any
 from hack_kernels.page_format import PageFormat
 
 ARCHS = {"sm_80": 80, "sm_90": 90}
+RAW_KERNELS = ("decode_attention", "merge_splits", "prefill_exact", "append", "close_full_blocks")
 _ALIGNED_STRIDES = (
     "slot_stride", "head_stride", "row_stride", "value_stride", "page_stride", "page_head_stride", "token_stride",
     "out_page_stride", "out_head_stride",
@@ -37,6 +38,8 @@ class Specimen:
 
 def specimen(kernel: str, fmt: PageFormat, gqa: int) -> Specimen:
     """The kernel called `kernel` for bf16 models with 8 KV heads. Raises ValueError where it has none for `fmt`."""
+    if fmt.raw and kernel not in RAW_KERNELS:
+        raise ValueError(f"{kernel} has no kernel for raw pages")
     return _SPECIMENS[kernel](fmt, gqa)
 
 
@@ -60,7 +63,23 @@ def compile_specimen(made: Specimen, arch: str) -> tuple[bytes, int]:
     return compiled.asm["cubin"], compiled.metadata.shared
 
 
-def _decode(fmt: PageFormat, gqa: int, dequant: bool = False, queries: int = 1) -> Specimen:
+def _decode(fmt: PageFormat, gqa: int) -> Specimen:
+    return _raw_history(fmt, gqa) if fmt.raw else _history(fmt, gqa)
+
+
+def _raw_history(fmt: PageFormat, gqa: int) -> Specimen:
+    import triton.language as tl
+
+    from hack_kernels.triton.history import attend_raw_pages
+
+    constants = {
+        "HEADS": 8 * gqa, "DIM": fmt.head_dim, "PADDED": max(16, _power_of_2(fmt.head_dim)), "TOKENS": fmt.page_tokens,
+        "ROWS": 16, "GROUP": gqa, "QUERIES": 1, "TERMS": 1, "W_TERMS": 2, "DTYPE": tl.bfloat16, "PTX": True,
+    }  # fmt: skip
+    return Specimen(attend_raw_pages, _ATTEND_TYPES, constants, 4, 2 * fmt.page_tokens * fmt.head_dim)
+
+
+def _history(fmt: PageFormat, gqa: int, dequant: bool = False, queries: int = 1) -> Specimen:
     from hack_kernels.triton.history import attend_pages
     from hack_kernels.triton.layout import layout_of
 
@@ -72,13 +91,13 @@ def _decode(fmt: PageFormat, gqa: int, dequant: bool = False, queries: int = 1) 
 
 
 def _fused_dequant(fmt: PageFormat, gqa: int) -> Specimen:
-    return _decode(fmt, gqa, dequant=True)
+    return _history(fmt, gqa, dequant=True)
 
 
 def _prefill_history(fmt: PageFormat, gqa: int) -> Specimen:
     from hack_kernels.triton.prefill_attention import HISTORY_ROWS
 
-    return _decode(fmt, gqa, queries=max(1, HISTORY_ROWS // gqa))
+    return _history(fmt, gqa, queries=max(1, HISTORY_ROWS // gqa))
 
 
 def _prefill_exact(fmt: PageFormat, gqa: int) -> Specimen:
@@ -109,6 +128,18 @@ def _merge(fmt: PageFormat, gqa: int) -> Specimen:
     return Specimen(merge_splits, types, constants, 4)
 
 
+def _append(fmt: PageFormat, gqa: int) -> Specimen:
+    from hack_kernels.triton.append import append_tokens
+
+    types = dict.fromkeys(("k", "v", "residual"), "*bf16") | dict.fromkeys(("residual_rows", "num_tokens"), "*i64")
+    types |= dict.fromkeys(("row_stride", "value_stride", "head_stride", "slot_stride"), "i64")
+    constants = {
+        "KV_HEADS": 8, "DIM": fmt.head_dim, "PADDED": _power_of_2(fmt.head_dim), "SINKS": fmt.sink_tokens,
+        "TOKENS": fmt.page_tokens,
+    }  # fmt: skip
+    return Specimen(append_tokens, types, constants, 1)
+
+
 def _close(fmt: PageFormat, gqa: int) -> Specimen:
     from hack_kernels.triton.close import constants_of
     from hack_kernels.triton.close_pages import WARPS, close_blocks
@@ -120,7 +151,7 @@ def _close(fmt: PageFormat, gqa: int) -> Specimen:
 
 
 def _close_residual(fmt: PageFormat, gqa: int) -> Specimen:
-    from hack_kernels.triton.append import close_blocks_of_residual
+    from hack_kernels.triton.append import close_blocks_of_residual, copy_blocks_of_residual
     from hack_kernels.triton.close import constants_of
     from hack_kernels.triton.close_pages import WARPS
     from hack_kernels.triton.layout import layout_of
@@ -128,6 +159,9 @@ def _close_residual(fmt: PageFormat, gqa: int) -> Specimen:
     strides = ("row_stride", "value_stride", "head_stride", "slot_stride", "page_stride", "page_head_stride")
     types = {"pages": "*u8", "residual": "*bf16"} | dict.fromkeys(strides, "i64")
     types |= dict.fromkeys(("residual_rows", "num_tokens", "slots"), "*i64")
+    if fmt.raw:
+        sizes = {"DIM": fmt.head_dim, "TOKENS": fmt.page_tokens, "PADDED": _power_of_2(fmt.head_dim)}
+        return Specimen(copy_blocks_of_residual, types, {"SINKS": fmt.sink_tokens} | sizes, 1)
     constants = {"SINKS": fmt.sink_tokens, "L": layout_of(fmt), "C": constants_of(fmt)}
     return Specimen(close_blocks_of_residual, types, constants, WARPS, fusion=False)
 
@@ -142,6 +176,7 @@ _SPECIMENS: dict[str, Callable[[PageFormat, int], Specimen]] = {
     "merge_splits": _merge,
     "prefill_history": _prefill_history,
     "prefill_exact": _prefill_exact,
+    "append": _append,
     "close_pages": _close,
     "close_full_blocks": _close_residual,
 }

@@ -6,7 +6,6 @@ Compile with enable_fp_fusion=False: every float32 step is rounded by itself. Di
 # Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
-# ruff: noqa: RUF005
 
 from __future__ import annotations
 

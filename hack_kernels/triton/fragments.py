@@ -32,22 +32,15 @@ def first_of(x):
 
 
 @triton.jit
-def pad_rows(x):
-    """[rows, n] -> [max(rows, 16), n], zeros below."""
-    if x.shape[0] >= 16:
-        return x
-    else:
-        pair = tl.permute(tl.join(x, tl.zeros_like(x)), (2, 0, 1))
-        return tl.reshape(pair, (2 * x.shape[0], x.shape[1]))
+def stack_rows(x, y):
+    """[8, n] twice -> [16, n], the rows of a tensor-core operand."""
+    return tl.reshape(tl.permute(tl.join(x, y), (2, 0, 1)), (16, x.shape[1]))
 
 
 @triton.jit
-def unpad_rows(x, ROWS: tl.constexpr):
-    """[max(ROWS, 16), n] -> [ROWS, n]."""
-    if ROWS >= 16:
-        return x
-    else:
-        return first_of(tl.permute(tl.reshape(x, (2, ROWS, x.shape[1])), (1, 2, 0)))
+def unstack_rows(x):
+    """[16, n] -> [8, n], its first rows and its last."""
+    return tl.split(tl.permute(tl.reshape(x, (2, 8, x.shape[1])), (1, 2, 0)))
 
 
 @triton.jit

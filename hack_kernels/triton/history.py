@@ -7,7 +7,6 @@ and one warp waits for no other. Many small programs keep loads in flight. page_
 # Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
-# ruff: noqa: RUF005
 
 from __future__ import annotations
 

@@ -7,29 +7,25 @@ addition for each field. Powers of two and scales are folded into queries and we
 # Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
-# ruff: noqa: RUF005
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .fragments import all_parts, pad_rows
+from .fragments import all_parts
 from .packed import code_halves_in_place, multiply_halves, to_halves
-from .page_scores import fold_k_scale, load_k_codes, token_order
+from .page_scores import fold_k_scale, load_k_codes, multiply_parts, token_order
 from .page_values import load_v_codes, load_v_offset, load_v_scale, v_operand, w_halves_operand, w_operand
 
 
 @triton.jit
 def dequant_scores(page, queries, L: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
     """<q~, k_codes> float32 [ROWS, 64] and its step, 1. `queries` are those of `prescale_queries`."""
-    parts = all_parts(fold_k_scale(page, queries, L, PTX))
-    scores = tl.zeros((max(ROWS, 16), L.page_tokens), tl.float32)
+    codes = ()
     for chunk in tl.static_range(L.k_chunks):
-        codes = load_k_codes(page, chunk, L)
-        for plane in tl.static_range(L.k_planes):
-            operand = _k_operand(code_halves_in_place(codes, L.k_bits, plane, PTX), L)
-            scores = tl.dot(_q_operand(parts[plane * L.k_chunks + chunk], ROWS), operand, scores)
+        codes = codes + (load_k_codes(page, chunk, L),)
+    scores = multiply_parts(all_parts(fold_k_scale(page, queries, L, PTX)), codes, tl.float32, L, ROWS, PTX)
     return token_order(scores, ROWS), tl.full((ROWS,), 1.0, tl.float32)
 
 
@@ -38,17 +34,6 @@ def prescale_queries(queries, L: tl.constexpr):
     """float16 [parts, rows, 4, 8] divided by the powers of two that codes carry where they lie."""
     plane = tl.arange(0, L.k_planes * L.k_chunks) // L.k_chunks
     return (queries.to(tl.float32) * tl.exp2(-(plane * L.k_bits).to(tl.float32))[:, None, None, None]).to(tl.float16)
-
-
-@triton.jit
-def _k_operand(codes, L: tl.constexpr):
-    x = tl.reshape(codes, (2, 2, 8, 4, 4, 4))
-    return tl.reshape(tl.permute(x, (0, 3, 5, 1, 4, 2)), (32, L.page_tokens))
-
-
-@triton.jit
-def _q_operand(q, ROWS: tl.constexpr):
-    return pad_rows(tl.reshape(tl.permute(tl.reshape(q, (ROWS, 4, 2, 4)), (0, 2, 1, 3)), (ROWS, 32)))
 
 
 @triton.jit

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 from .dense import dot_terms, split_terms
-from .fragments import all_parts, first_of, int8_factor, largest_of_all, pad_rows, unpad_rows
-from .packed import code_field, multiply_halves, quantize_halves, scale_halves, to_halves
+from .fragments import all_parts, first_of, int8_factor, largest_of_all, stack_rows, unstack_rows
+from .packed import code_field, code_halves_in_place, multiply_halves, quantize_halves, scale_halves, to_halves
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -87,18 +87,69 @@ def page_scores(page, queries, L: tl.constexpr, ROWS: tl.constexpr, PTX: tl.cons
     parts = all_parts(fold_k_scale(page, queries, L, PTX))
     factor, step = int8_factor(largest_of_all(parts, PTX), PTX)
     factor = tl.broadcast_to(factor[:, None, None], (ROWS, 4, 8))
-    scores = tl.zeros((max(ROWS, 16), L.page_tokens), tl.int32)
-    total = tl.zeros((max(ROWS, 16),), tl.int32)
+    q8 = ()
+    for i in tl.static_range(L.k_planes * L.k_chunks):
+        q8 = q8 + (quantize_halves(parts[i], factor, PTX),)
+    codes = ()
     for chunk in tl.static_range(L.k_chunks):
-        codes = load_k_codes(page, chunk, L)
-        for plane in tl.static_range(L.k_planes):
-            q8 = q_operand(quantize_halves(parts[plane * L.k_chunks + chunk], factor, PTX), ROWS)
-            scores = tl.dot(q8, k_operand(code_field(codes, L.k_bits, plane, PTX), L, ROWS), scores, out_dtype=tl.int32)
-            if L.k_bits == 8:
-                total += tl.sum(q8.to(tl.int32), 1)
+        codes = codes + (load_k_codes(page, chunk, L),)
+    scores = multiply_parts(q8, codes, tl.int32, L, ROWS, PTX)
     if L.k_bits == 8:
-        scores += 128 * total[:, None]
+        scores += 128 * sum_parts(q8)[:, None]
     return token_order(scores, ROWS).to(tl.float32), step
+
+
+@triton.jit
+def multiply_parts(q, codes, DTYPE: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
+    """Products of all parts of queries [ROWS, 4, 8] with their codes, added up: [ROWS, 64] of DTYPE (float32 where dequantizing).
+
+    An operand has 16 rows. Fewer queries than that are stacked, two parts in one operand, which is multiplied with the codes of either;
+    half of each product counts. Rows of zeros would cost as many products, and moves beside them.
+    """
+    first = tl.zeros((max(ROWS, 16), L.page_tokens), DTYPE)
+    if ROWS >= 16:
+        for chunk in tl.static_range(L.k_chunks):
+            for plane in tl.static_range(L.k_planes):
+                operand = q_operand(q[plane * L.k_chunks + chunk], ROWS)
+                first = tl.dot(operand, _expand(codes[chunk], plane, DTYPE, L, ROWS, PTX), first, out_dtype=DTYPE)
+        return first
+    elif len(q) == 1:
+        operand = stack_rows(q_operand(q[0], ROWS), tl.zeros((ROWS, 32), q[0].dtype))
+        return unstack_rows(tl.dot(operand, _expand(codes[0], 0, DTYPE, L, ROWS, PTX), first, out_dtype=DTYPE))[0]
+    else:
+        second = tl.zeros((16, L.page_tokens), DTYPE)
+        if L.k_planes == 1:
+            for chunk in tl.static_range(0, L.k_chunks, 2):
+                operand = stack_rows(q_operand(q[chunk], ROWS), q_operand(q[chunk + 1], ROWS))
+                first = tl.dot(operand, _expand(codes[chunk], 0, DTYPE, L, ROWS, PTX), first, out_dtype=DTYPE)
+                second = tl.dot(operand, _expand(codes[chunk + 1], 0, DTYPE, L, ROWS, PTX), second, out_dtype=DTYPE)
+        else:
+            for chunk in tl.static_range(L.k_chunks):
+                for plane in tl.static_range(0, L.k_planes, 2):
+                    part = q_operand(q[plane * L.k_chunks + chunk], ROWS)
+                    operand = stack_rows(part, q_operand(q[(plane + 1) * L.k_chunks + chunk], ROWS))
+                    first = tl.dot(operand, _expand(codes[chunk], plane, DTYPE, L, ROWS, PTX), first, out_dtype=DTYPE)
+                    other = _expand(codes[chunk], plane + 1, DTYPE, L, ROWS, PTX)
+                    second = tl.dot(operand, other, second, out_dtype=DTYPE)
+        return unstack_rows(first)[0] + unstack_rows(second)[1]
+
+
+@triton.jit
+def _expand(codes, PLANE: tl.constexpr, DTYPE: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr):
+    if tl.int32 == DTYPE:
+        return k_operand(code_field(codes, L.k_bits, PLANE, PTX), L, ROWS)
+    else:
+        return k_operand(code_halves_in_place(codes, L.k_bits, PLANE, PTX), L, 16)
+
+
+@triton.jit
+def sum_parts(q):
+    """int8 parts [rows, 4, 8] -> int32 [rows]."""
+    COUNT: tl.constexpr = len(q)
+    total = tl.sum(tl.sum(q[0].to(tl.int32), 2), 1)
+    for i in tl.static_range(1, COUNT):
+        total += tl.sum(tl.sum(q[i].to(tl.int32), 2), 1)
+    return total
 
 
 @triton.jit
@@ -131,7 +182,7 @@ def load_k_codes(page, CHUNK: tl.constexpr, L: tl.constexpr):
 def k_operand(codes, L: tl.constexpr, ROWS: tl.constexpr):
     """Expanded codes as `load_k_codes` lays them -> the operand [32, 64] with tokens in the order of `token_order`.
 
-    The contracted dimension goes over lanes as the compiler lays it: 8 bytes on end to a lane where rows were padded, else 4.
+    The contracted dimension goes over lanes as the compiler lays it: 8 bytes on end to a lane where int8 rows were stacked, else 4 numbers.
     """
     x = tl.reshape(codes, (2, 2, 8, 4, 4, 4))
     if ROWS >= 16:
@@ -142,15 +193,15 @@ def k_operand(codes, L: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def q_operand(q, ROWS: tl.constexpr):
-    """[ROWS, 4, 8] -> the operand [max(ROWS, 16), 32]."""
-    if ROWS >= 16:
+    """[ROWS, 4, 8] -> the operand, or half of it, [ROWS, 32]."""
+    if ROWS >= 16 or q.dtype == tl.float16:
         return tl.reshape(tl.permute(tl.reshape(q, (ROWS, 4, 2, 4)), (0, 2, 1, 3)), (ROWS, 32))
     else:
-        return pad_rows(tl.reshape(q, (ROWS, 32)))
+        return tl.reshape(q, (ROWS, 32))
 
 
 @triton.jit
 def token_order(scores, ROWS: tl.constexpr):
-    """[max(ROWS, 16), 64] as the product leaves it -> [ROWS, 64] with the page's tokens in order, each in its lane."""
-    x = tl.reshape(unpad_rows(scores, ROWS), (ROWS, 2, 4, 4, 2))
+    """[ROWS, 64] as the product leaves it, with the page's tokens in order, each in its lane."""
+    x = tl.reshape(scores, (ROWS, 2, 4, 4, 2))
     return tl.reshape(tl.permute(x, (0, 3, 1, 4, 2)), (ROWS, 64))

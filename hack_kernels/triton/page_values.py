@@ -6,7 +6,7 @@ See reference/history.py. Knows nothing of page tables.
 # Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
-# ruff: noqa: RET505, RUF005
+# ruff: noqa: RET505
 
 from __future__ import annotations
 

@@ -12,7 +12,19 @@ from hack_kernels import PageFormat
 from hack_kernels.triton.availability import Unavailable, current_gpu
 from tests.hack_kernels.triton_process import needs_triton, run_interpreted
 
-CASES = ["formats", "shapes", "dtypes", "dequant", "poison", "extremes", "empty", "closing", "growing", "prefill"]
+CASES = [
+    "formats",
+    "shapes",
+    "dtypes",
+    "dequant",
+    "poison",
+    "extremes",
+    "empty",
+    "closing",
+    "growing",
+    "prefill",
+    "ptx",
+]
 
 
 @needs_triton

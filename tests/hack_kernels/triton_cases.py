@@ -206,9 +206,25 @@ def prefill() -> None:
         torch.testing.assert_close(out, expected, atol=atol, rtol=1e-5)
 
 
+def ptx() -> None:
+    """The GPU's way through the kernels, its inline PTX emulated: helper by helper the plain way's bits, and attention within bounds."""
+    from hack_kernels.triton import history
+    from tests.hack_kernels import ptx_emulator
+    from tests.hack_kernels.triton_helpers import check_helpers
+
+    ptx_emulator.install()
+    check_helpers()
+    history.INTERPRETED = False
+    for name, head_dim in (("k2v2", 128), ("k4v4", 64), ("k8v8", 64), ("k2v4", 80)):
+        stored, q = make(name, head_dim, [70, 200], 1), random_q(2, 4, head_dim)
+        for dequant_too in (False, True):
+            check_attention(stored, q, dequant_too)
+            check_near_reference(stored, q, dequant_too)
+
+
 CASES = {
     case.__name__: case
-    for case in (formats, shapes, dtypes, dequant, poison, extremes, empty, closing, growing, prefill)
+    for case in (formats, shapes, dtypes, dequant, poison, extremes, empty, closing, growing, prefill, ptx)
 }
 
 if __name__ == "__main__":
