@@ -45,7 +45,7 @@ def attend_chunk(
     state = empty_rows(ROWS, PADDED)
     for start in range(0, end, 64):
         token = start + tl.arange(0, 64)
-        at = kv_head * head_stride + token[:, None] * token_stride + dims[None, :]
+        at = kv_head.to(tl.int64) * head_stride + token.to(tl.int64)[:, None] * token_stride + dims[None, :]
         inside = (token < end)[:, None] & (dims < DIM)[None, :]
         keys = tl.load(k + at, mask=inside, other=0.0)
         values = tl.load(v + at, mask=inside, other=0.0)

@@ -10,7 +10,7 @@ import torch
 
 from hack_kernels import PageFormat
 from hack_kernels.triton.availability import Unavailable, current_gpu
-from tests.hack_kernels.triton_process import needs_triton, run_interpreted
+from tests.hack_kernels.triton_process import needs_triton, run_interpreted, run_module
 
 CASES = [
     "formats",
@@ -31,6 +31,15 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted(case: str) -> None:
     run_interpreted("triton_cases", case)
+
+
+@needs_triton
+def test_every_launcher_compiles_what_it_launches() -> None:
+    kernels = run_module("triton_launches").split()
+    assert kernels == [
+        "append_tokens", "attend_chunk", "attend_pages", "attend_raw_pages", "close_blocks",
+        "close_blocks_of_residual", "copy_blocks_of_residual", "merge_splits",
+    ]  # fmt: skip
 
 
 def test_the_package_imports_no_triton() -> None:
