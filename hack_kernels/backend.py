@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from .cpu.library import Unavailable, current_isa
+from .triton import availability
 
 VARIABLE = "PACKHORSE_KERNELS"
-NAMES = ("reference", "cpu")
+NAMES = ("reference", "cpu", "triton")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Backend:
 
 
 def choose(device: torch.device | str) -> Backend:
-    """The back end for tensors on `device`: the one that PACKHORSE_KERNELS names, else the fastest that this machine can run.
+    """The back end for tensors on `device`: the one that PACKHORSE_KERNELS names, else the fastest that has been proven on such devices.
 
     Raises ValueError for a device that torch does not know, and for a PACKHORSE_KERNELS that is unknown or cannot run here.
     """
@@ -43,16 +44,20 @@ def _choose(kind: str, forced: str | None) -> Backend:
         raise ValueError(f"{VARIABLE}={forced!r} is not one of {', '.join(NAMES)}")
     if forced == "reference":
         return Backend("reference", f"plain torch, as {VARIABLE} says")
-    if kind != "cpu":
-        if forced == "cpu":
-            raise ValueError(f"{VARIABLE}=cpu cannot run on {kind} devices")
-        return Backend("reference", f"plain torch: this version has no native kernels for {kind} devices")
+    if forced not in (None, "cpu" if kind == "cpu" else "triton"):
+        raise ValueError(f"{VARIABLE}={forced} cannot run on {kind} devices")
     try:
-        return Backend("cpu", f"native kernels, {current_isa()}")
-    except Unavailable as error:
-        if forced == "cpu":
-            raise ValueError(f"{VARIABLE}=cpu cannot run: {error}") from None
+        if kind == "cpu":
+            return Backend("cpu", f"native kernels, {current_isa()}")
+        if forced == "triton":
+            return Backend("triton", f"Triton kernels on {availability.current_gpu(kind)}, as {VARIABLE} says")
+    except (Unavailable, availability.Unavailable) as error:
+        if forced is not None:
+            raise ValueError(f"{VARIABLE}={forced} cannot run: {error}") from None
         return Backend("reference", f"plain torch: {error}")
+    return Backend(
+        "reference", f"plain torch: the Triton kernels have not been run on {kind} yet; {VARIABLE}=triton chooses them"
+    )
 
 
 def implementation(device: torch.device, operation: str, file: str | None = None) -> Callable[..., Any]:

@@ -87,6 +87,18 @@ def test_an_impossible_choice_is_refused_by_name(name: str, device: str, monkeyp
         choose(device)
 
 
+def test_triton_is_chosen_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "PACKHORSE_KERNELS=triton" in choose("cuda").reason
+    monkeypatch.setenv("PACKHORSE_KERNELS", "triton")
+    with pytest.raises(ValueError, match="PACKHORSE_KERNELS=triton cannot run on cpu"):
+        choose("cpu")
+    monkeypatch.setattr(backend.availability, "current_gpu", lambda _: "a GPU, sm_90")
+    backend._choose.cache_clear()
+    assert choose("cuda:1") == Backend("triton", "Triton kernels on a GPU, sm_90, as PACKHORSE_KERNELS says")
+    for operation, file in OPERATIONS:
+        assert implementation(torch.device("cuda"), operation, file)
+
+
 def test_an_unknown_device_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="abacus"):
         choose("abacus")
