@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,7 +192,7 @@ def _compile_kernels(archs: tuple[str, ...], formats: tuple[str, ...], head_dim:
     if json:
         check_writable("json", json)
     records = compile_report(archs, formats or DEFAULT_FORMATS, head_dim=head_dim)
-    print_compiled(records, Console())
+    print_compiled(records, Console() if sys.stdout.isatty() else Console(width=160))
     if json:
         write_json(json, records)
 
