@@ -57,7 +57,7 @@ def write_plot(path: Path, result: dict[str, Any]) -> list[Path]:
         raise ConfigError(
             f"plot={path}: no case was measured with {BASELINE}, which the plot compares with", param="plot"
         )
-    figure = Figure(figsize=(7.0 * len(panels), 4.6), dpi=150, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(8.2 * len(panels), 4.4), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     for axes, ((op, batch), series) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
@@ -98,7 +98,7 @@ def _draw(axes: Any, title: str, series: Series) -> None:
     axes.set_ylabel(f"times faster than {BASELINE}")
     axes.set_title(title, fontsize=10)
     axes.grid(True, color="#dddddd", linewidth=0.6)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 _STEPS = tuple(step * 10.0**power for power in range(-3, 5) for step in (1, 2, 5))
