@@ -1,0 +1,98 @@
+"""Every message that crosses a process boundary, as frozen pydantic models, and their wire encoding (msgpack).
+
+Three planes share the encoding: control (gateway, workers <-> scheduler), tokens (workers -> gateway), and the headers of the
+data plane (prefill -> decode page streams). A file holds the messages of one noun. None knows of sockets, tensors or who may send what
+when; that is written in docs/design.md and held by scheduler/jobs.py and transport/page_link.py.
+
+Units: `_seconds` wall-clock durations, `_bytes` bytes, `_tokens` tokens, `pages` whole pages of all layers and KV heads.
+"""
+
+from .base import ErrorInfo, FinishReason, Model, Role
+from .encoding import MAX_CONTROL_BYTES, WIRE_VERSION, Message, decode, encode
+from .gateway import (
+    Cancel,
+    Explain,
+    Explanation,
+    JobEnded,
+    JobFailed,
+    Placed,
+    Status,
+    StatusRequest,
+    Submit,
+    WorkerStatus,
+)
+from .jobs import Job, JobStats, Sampling, TokenLogprob, TokenOutput, Tokens
+from .layout import KVLayout
+from .placing import (
+    JobDone,
+    Preempt,
+    Preempted,
+    PrefillDone,
+    Release,
+    Released,
+    Reserve,
+    Reserved,
+    Resume,
+    StartPrefill,
+    WorkerFailed,
+)
+from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
+from .workers import Goodbye, Heartbeat, HeartbeatAck, Register, Registered, Rejected, WorkerInfo, WorkerLoad
+
+__all__ = [
+    "MAX_CONTROL_BYTES",
+    "WIRE_VERSION",
+    "Cancel",
+    "Credit",
+    "ErrorInfo",
+    "Explain",
+    "Explanation",
+    "FinishReason",
+    "Goodbye",
+    "Heartbeat",
+    "HeartbeatAck",
+    "Hello",
+    "Job",
+    "JobDone",
+    "JobEnded",
+    "JobFailed",
+    "JobStats",
+    "KVLayout",
+    "Message",
+    "Model",
+    "Pages",
+    "Placed",
+    "Preempt",
+    "Preempted",
+    "PrefillDone",
+    "Refused",
+    "Register",
+    "Registered",
+    "Rejected",
+    "Release",
+    "Released",
+    "Reserve",
+    "Reserved",
+    "Residual",
+    "Resume",
+    "Role",
+    "Sampling",
+    "StartPrefill",
+    "Status",
+    "StatusRequest",
+    "StreamAbort",
+    "StreamAck",
+    "StreamEnd",
+    "StreamOpen",
+    "Submit",
+    "TokenLogprob",
+    "TokenOutput",
+    "Tokens",
+    "Welcome",
+    "WorkerFailed",
+    "WorkerInfo",
+    "WorkerLoad",
+    "WorkerStatus",
+    "decode",
+    "encode",
+]
