@@ -84,6 +84,7 @@ class DecodeEngine:
     def _advance(self, sequence: DecodeSequence, sampled: Sampled) -> TokenOutput:
         """Takes a sampled token into the sequence; removes the sequence from the batch if that ends it."""
         index = sequence.generated
+        sequence.sampler.record(sampled.token_id)
         sequence.last_token = sampled.token_id
         sequence.num_tokens += 1
         sequence.generated += 1

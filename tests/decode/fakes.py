@@ -1,0 +1,94 @@
+"""A model of a few numbers whose next token depends on all keys and values before it, and sequences for it to run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decode.batch import DecodeBatch, DecodeSequence
+from decode.engine import DecodeEngine, Step
+from decode.pool import PagePool
+from model.adapter import Attend, ModelInfo
+from model.sampler import SamplerState
+from model.text import FinishRule
+from tests.shapes import FORMAT, INFO
+from transport.messages import Job, JobStats, Sampling, TokenOutput
+
+
+class TinyModel:
+    """Row by row, so that a sequence's logits do not depend on its batch."""
+
+    def __init__(self, info: ModelInfo = INFO) -> None:
+        self.info = info
+        draw = torch.Generator().manual_seed(0)
+        width = info.heads * info.head_dim
+        self._embed = torch.randn(info.vocab_size, info.heads, info.head_dim, generator=draw)
+        self._head = torch.randn(width, info.vocab_size, generator=draw) / width**0.5
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, logits_at: Tensor) -> Tensor:
+        x = self._embed[tokens] + torch.sin(positions.float())[:, None, None]
+        for layer in range(self.info.layers):
+            k, v = x[:, : self.info.kv_heads], x[:, -self.info.kv_heads :]
+            x = x + attend(layer, x, k.contiguous(), v.contiguous(), self.info.head_dim**-0.5)
+        rows = [x[row].flatten() @ self._head for row in logits_at.tolist()]
+        return torch.stack(rows) if rows else torch.zeros(0, self.info.vocab_size)
+
+
+def make_job(job_id: str, prompt: Sequence[int], **sampling: Any) -> Job:
+    fields = {"max_tokens": 40, "temperature": 1.0, "seed": 7, "ignore_eos": True} | sampling
+    return Job(job_id=job_id, prompt=tuple(prompt), sampling=Sampling(**fields), reply_to="tcp://x")
+
+
+def sequence_of(pool: PagePool, job: Job) -> DecodeSequence:
+    """As it comes from prefill: its prompt is stored, and token 1 is the prompt's last token again."""
+    reservation = pool.reserve(job.job_id, FORMAT.num_pages(len(job.prompt) + job.sampling.max_tokens))
+    first = job.prompt[-1]
+    sampler, finish = SamplerState(job.sampling, job.prompt), FinishRule(job, None, INFO.eos_token_ids)
+    sampler.record(first)
+    finish.push(first)
+    sequence = DecodeSequence(job, reservation, sampler, finish, JobStats(), last_token=0, num_tokens=0)
+    model = TinyModel()
+    for token in job.prompt:
+        sequence.last_token = token
+        batch = DecodeBatch(pool, [sequence])
+        model.forward(batch.tokens, batch.positions, batch, batch.logits_at)
+        sequence.num_tokens += 1
+    sequence.last_token = first
+    return sequence
+
+
+class Bench:
+    """An engine over a tiny model; what its steps yield, by job."""
+
+    def __init__(self, pool: PagePool) -> None:
+        self.pool = pool
+        self.outputs: dict[str, list[TokenOutput]] = defaultdict(list)
+        self.steps = 0
+        self.failed: list[str] = []
+        self._changed = asyncio.Event()
+        model: Any = TinyModel()
+        self.engine = DecodeEngine(model, pool, self._stepped)
+
+    def _stepped(self, step: Step) -> None:
+        self.steps += 1
+        for sequence, output in step.outputs:
+            self.outputs[sequence.job.job_id].append(output)
+        self.failed += [sequence.job.job_id for sequence, _ in step.failed]
+        self._changed.set()
+
+    async def tokens(self, job_id: str, count: int | None = None) -> list[int]:
+        """Once there are `count`, or the last."""
+        async with asyncio.timeout(30):
+            while not self._has(job_id, count):
+                self._changed.clear()
+                await self._changed.wait()
+        return [output.token_id for output in self.outputs[job_id]]
+
+    def _has(self, job_id: str, count: int | None) -> bool:
+        outputs = self.outputs[job_id]
+        return len(outputs) >= count if count is not None else bool(outputs and outputs[-1].finish_reason)
