@@ -41,6 +41,7 @@ from transport.messages import (
     Model,
     Preempted,
     PrefillDone,
+    PrefixChanges,
     Register,
     Registered,
     Rejected,
@@ -80,6 +81,7 @@ class SchedulerCore:
             Register: self._on_register,
             Heartbeat: self._on_heartbeat,
             Goodbye: self._on_goodbye,
+            PrefixChanges: self._on_prefix_changes,
             Reserved: self._on_reserved,
             PrefillDone: self._on_prefill_done,
             JobDone: self._on_job_done,
@@ -177,6 +179,15 @@ class SchedulerCore:
             worker.seen_at, worker.load = now, message.load
             self.experience.heard(worker, message.load)
         self._send(peer, HeartbeatAck(epoch=self.epoch, known=worker is not None))
+
+    def _on_prefix_changes(self, peer: bytes, message: PrefixChanges, now: float) -> None:
+        worker = self.workers.heard_from(message.worker_id, peer)
+        if worker is None:
+            return
+        try:
+            worker.prefixes.change(message.added, message.gone)
+        except ValueError as error:
+            log.warning("ignored the prefix pages that %s reports: %s", message.worker_id, error)
 
     def _on_goodbye(self, peer: bytes, message: Goodbye, now: float) -> None:
         worker = self.workers.heard_from(message.worker_id, peer)

@@ -18,7 +18,8 @@ from enum import StrEnum
 from packhorse.errors import PackhorseError
 from scheduler.forecast import Forecast
 from scheduler.progress import Progress
-from transport.messages import Job, JobStats, Role
+from transport.messages import Job, JobStats, KVLayout, Role
+from transport.page_digest import PageDigests
 
 
 class JobState(StrEnum):
@@ -114,6 +115,7 @@ class TrackedJob:
     swap: Swap = Swap.IN
     preemptions: int = 0
     pause: ToolPause | None = None
+    _digests: tuple[KVLayout, PageDigests] | None = None
 
     def __post_init__(self) -> None:
         self.deadline = self.submitted_at + self.limits.queued
@@ -147,6 +149,12 @@ class TrackedJob:
     def needs_decode(self) -> bool:
         """Whether it can outlive token 1, which the prefill worker samples."""
         return self.job.sampling.max_tokens > 1
+
+    def page_digests(self, layout: KVLayout) -> PageDigests:
+        """Of the prompt's whole pages."""
+        if self._digests is None or self._digests[0] != layout:
+            self._digests = layout, PageDigests(self.job, layout)
+        return self._digests[1]
 
     def believe(self, forecast: Forecast) -> None:
         """What is predicted before the job is queued. Later `forecast` may be refined, what workers are counted to hold may not."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 
 from transport.messages import Job, KVLayout
+from transport.payload_sizes import num_pages
+
+__all__ = ["KV_FORMATS", "LAYOUT_VERSION", "PAGE_TOKENS", "SINK_TOKENS", "num_pages", "page_bytes", "pages_needed"]
 
 PAGE_TOKENS = 64
 SINK_TOKENS = 4
@@ -17,11 +20,6 @@ _SCALE_BYTES, _K_MIN_BYTES, _V_ZERO_BYTES = 1, 2, 1
 _WORD_BITS = 32
 _MAX_GROUP_CHANNELS = 64
 _ALIGNMENT = 16
-
-
-def num_pages(num_tokens: int, layout: KVLayout) -> int:
-    """Closed pages of a sequence of `num_tokens`; sinks and the open block lie in the residual."""
-    return max(0, num_tokens - layout.sink_tokens) // layout.page_tokens
 
 
 def pages_needed(job: Job, layout: KVLayout) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from packhorse.errors import ConfigError
 from scheduler.jobs import Swap, TrackedJob
+from scheduler.prefixes import HeldPrefixes
 from transport.messages import KVLayout, Role, WorkerInfo, WorkerLoad, WorkerStatus
 
 
@@ -36,6 +37,7 @@ class Worker:
     reserved_pages: int = 0
     host_pages_used: int = 0
     jobs_out: int = 0
+    prefixes: HeldPrefixes = field(default_factory=HeldPrefixes)
 
     @property
     def device_jobs(self) -> int:
@@ -77,6 +79,10 @@ class Worker:
         """Whether its pages and a place in the batch are free."""
         pages_fit = self.info.role == "prefill" or self.reserved_pages + job.pages <= self.info.capacity_pages
         return self.device_jobs < self.info.max_jobs and pages_fit
+
+    def prefix_pages(self, job: TrackedJob) -> int:
+        """Leading pages of the job's prompt that the worker, by its last reports, holds: prefill would not send them to it."""
+        return self.prefixes.count(job.page_digests(self.info.layout)) if self.prefixes else 0
 
     def swap_out(self, job: TrackedJob) -> None:
         """The job's pages are in host memory: they and its place are free."""

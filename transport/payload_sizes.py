@@ -1,4 +1,4 @@
-"""How many bytes a page stream's payloads have, by the layout that both sides agreed on."""
+"""How many pages a sequence has and how many bytes a page stream's payloads, by the layout that both sides agreed on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from packhorse.errors import ConfigError
 from .messages import KVLayout, Pages, Residual
 
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def num_pages(num_tokens: int, layout: KVLayout) -> int:
+    """Closed pages of a sequence of `num_tokens`; sinks and the open block lie in the residual."""
+    return max(0, num_tokens - layout.sink_tokens) // layout.page_tokens
 
 
 def page_layer_bytes(layout: KVLayout) -> int:

@@ -37,7 +37,17 @@ from .placing import (
     WorkerFailed,
 )
 from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
-from .workers import Goodbye, Heartbeat, HeartbeatAck, Register, Registered, Rejected, WorkerInfo, WorkerLoad
+from .workers import (
+    Goodbye,
+    Heartbeat,
+    HeartbeatAck,
+    PrefixChanges,
+    Register,
+    Registered,
+    Rejected,
+    WorkerInfo,
+    WorkerLoad,
+)
 
 __all__ = [
     "MAX_CONTROL_BYTES",
@@ -65,6 +75,7 @@ __all__ = [
     "Preempt",
     "Preempted",
     "PrefillDone",
+    "PrefixChanges",
     "Refused",
     "Register",
     "Registered",

@@ -26,13 +26,13 @@ from .placing import (
     WorkerFailed,
 )
 from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
-from .workers import Goodbye, Heartbeat, HeartbeatAck, Register, Registered, Rejected
+from .workers import Goodbye, Heartbeat, HeartbeatAck, PrefixChanges, Register, Registered, Rejected
 
 WIRE_VERSION = 1
 MAX_CONTROL_BYTES = 16 * 1024 * 1024
 
 Message = Annotated[
-    Register | Registered | Rejected | Heartbeat | HeartbeatAck | Goodbye
+    Register | Registered | Rejected | Heartbeat | HeartbeatAck | Goodbye | PrefixChanges
     | Reserve | Reserved | Preempt | Preempted | Resume | StartPrefill | PrefillDone | JobDone | WorkerFailed | Release | Released
     | Submit | Cancel | Placed | JobFailed | JobEnded | StatusRequest | Status | Explain | Explanation
     | Tokens

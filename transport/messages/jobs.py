@@ -36,6 +36,7 @@ class Job(Model):
     sampling: Sampling
     reply_to: str
     priority: int = 0
+    cache_salt: str = Field(default="", description="prefix pages are shared among jobs of the same salt only")
 
 
 class JobStats(Model):

@@ -90,3 +90,15 @@ class Goodbye(Model):
 
     kind: Literal["goodbye"] = "goodbye"
     worker_id: str
+
+
+class PrefixChanges(Model):
+    """Decode -> scheduler: which prompt pages the worker has come to hold, and given up, since it last said so or registered.
+
+    Digests (transport/page_digest.py) of DIGEST_BYTES each, joined.
+    """
+
+    kind: Literal["prefix_changes"] = "prefix_changes"
+    worker_id: str
+    added: bytes = b""
+    gone: bytes = b""
