@@ -54,10 +54,10 @@ def fit_relative(
         predicted = rows @ coefficients
         larger = np.maximum(1.0, predicted)
         errors = np.abs(predicted - 1.0) / larger
-        noise = max(_LEAST_NOISE, _MAD_TO_SIGMA * float(np.median(errors)))
+        noise = max(_LEAST_NOISE, _MAD_TO_SIGMA * _median(errors))
         weights = np.minimum(1.0, HUBER * noise / np.maximum(errors, 1e-12)) / larger**2
         found = _non_negative(rows, weights, centre, prior_weight * min(1.0, max(noise, _DOUBT / count)) ** 2)
-        moved = float(np.max(np.abs(found - coefficients)))
+        moved = float(np.abs(found - coefficients).max())
         coefficients = found
         if moved < _CONVERGED:
             break
@@ -66,20 +66,26 @@ def fit_relative(
 
 def _scale(ratios: Array, prior_weight: float) -> float:
     """The factor on the prior: the median of actual / predicted; with few samples drawn towards 1 (geometrically)."""
-    median = float(np.median(ratios))
+    median = _median(ratios)
     factor = 1.0 / median if 1e-9 < median < 1e9 else 1.0
     count = len(ratios)
     return float(factor ** (count / (count + prior_weight)))
+
+
+def _median(values: Array) -> float:
+    """The upper one of two in the middle; a fraction of np.median's time on a few values."""
+    middle = len(values) // 2
+    return float(np.partition(values, middle)[middle])
 
 
 def _non_negative(rows: Array, weights: Array, centre: Array, pull: float) -> Array:
     """The minimum of the weighted squares with no coefficient below 0, by trying which of them are 0 (few terms)."""
     weighted = rows * weights[:, None]
     matrix = rows.T @ weighted
-    matrix += (pull + 1e-12 * float(np.trace(matrix))) * np.eye(len(centre))
+    matrix.flat[:: len(centre) + 1] += pull + 1e-12 * float(matrix.trace())
     target = weighted.sum(axis=0) + pull * centre
     best = np.linalg.solve(matrix, target)
-    if np.all(best >= 0):
+    if best.min() >= 0:
         return best
     terms, lowest = len(centre), np.inf
     best = np.zeros(terms)

@@ -13,13 +13,15 @@ from .fit import fit_relative
 
 WINDOW = 512
 REFIT_EVERY = 64
+_ONE_SIDED = 0.25  # the share of samples on the rarer side below which a fit is taken to be off; 64 fair ones are so once in 30,000
 
 
 class FittedTime:
     """Starts from `prior` (one coefficient per term, seconds per unit of the term) and fits the newest `window` samples.
 
-    Refits after 1, 2, 4, ... samples and then every `refit_every`; a refit takes well under a millisecond. Predictions are made
-    with plain floats, for the placement's inner loop.
+    Refits after 1, 2, 4, ... samples up to `refit_every`, then once per window, and after any `refit_every` samples that nearly all
+    lay on one side of their predictions: a fit that still holds is not made again. Predictions are made with plain floats, for the
+    placement's inner loop.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class FittedTime:
         self.errors = ErrorWindow()
         self.rejected = 0
         self._samples: deque[tuple[tuple[float, ...], float]] = deque(maxlen=window)
-        self._refit_every = refit_every
+        self._window, self._refit_every = window, refit_every
         self._prior_weight = prior_weight
         self._seen = 0
+        self._longer = 0  # samples above their predictions, of those since the last multiple of refit_every
 
     @property
     def num_samples(self) -> int:
@@ -48,20 +51,36 @@ class FittedTime:
         """Seconds."""
         return sum(coefficient * term for coefficient, term in zip(self.coefficients, terms, strict=True))
 
-    def observe(self, terms: Sequence[float], seconds: float) -> None:
-        """A measured time. Times and terms that are no positive, finite measurement are counted in `rejected` and dropped."""
-        if not (math.isfinite(seconds) and seconds > 0 and all(math.isfinite(term) and term >= 0 for term in terms)):
+    def observe(self, terms: Sequence[float], seconds: float, predicted: float | None = None) -> bool:
+        """A measured time. Times and terms that are no positive, finite measurement are counted in `rejected` and dropped: False.
+
+        `predicted` is what was believed of it where that was not this object's prediction, for the errors.
+        """
+        if not (0 < seconds < math.inf and min(terms) >= 0 and sum(terms) < math.inf):
             self.rejected += 1
-            return
-        self.errors.add(self.predict(terms), seconds)
-        self._samples.append((tuple(float(term) for term in terms), seconds))
+            return False
+        own = self.predict(terms)
+        self.errors.add(own if predicted is None else predicted, seconds)
+        self._samples.append((tuple(terms), seconds))
         self._seen += 1
-        power_of_two = self._seen & (self._seen - 1) == 0
-        if self._seen % self._refit_every == 0 or (power_of_two and self._seen < self._refit_every):
+        self._longer += seconds > own
+        if self._is_due():
             self.refit()
+        return True
+
+    def _is_due(self) -> bool:
+        if self._seen < self._refit_every:
+            return self._seen & (self._seen - 1) == 0
+        if self._seen % self._refit_every:
+            return False
+        share, self._longer = self._longer / self._refit_every, 0
+        one_sided = min(share, 1.0 - share) < _ONE_SIDED
+        return one_sided or self._seen == self._refit_every or self._seen % self._window == 0
 
     def refit(self) -> None:
         """Fits the coefficients to the samples now."""
         if self._samples:
             terms, seconds = zip(*self._samples, strict=True)
-            self.coefficients = fit_relative(np.array(terms), np.array(seconds), self.prior, self._prior_weight)
+            self.coefficients = fit_relative(
+                np.array(terms, dtype=np.float64), np.array(seconds), self.prior, self._prior_weight
+            )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .errors import ErrorSummary
 from .fitted_time import FittedTime
+from .link_time import LinkTime
 from .prior import DEFAULT_PRIOR, WorkerPrior
 
 
@@ -46,14 +47,14 @@ class WorkerCost:
 class CostModel:
     """All workers by id, and the links between them by pair. Asking for an unknown worker makes it, from its prior.
 
-    A pair's transfers are predicted by its own fit once it has samples, until then by the prefill worker's, which sees all of its
-    pairs; a pair is kept only once something was sent over it.
+    A pair's transfers are predicted by what was sent over it, before that by the prefill worker's fit, which sees all of its pairs
+    and is where a pair starts from; a pair is kept only once something was sent over it.
     """
 
     def __init__(self, default: WorkerPrior = DEFAULT_PRIOR) -> None:
         self._default = default
         self._workers: dict[str, WorkerCost] = {}
-        self._links: dict[tuple[str, str], FittedTime] = {}
+        self._links: dict[tuple[str, str], LinkTime] = {}
 
     def add(self, worker_id: str, prior: WorkerPrior | None = None) -> WorkerCost:
         """A worker that starts from `prior` (default: the model's); what was known of the id is dropped."""
@@ -77,11 +78,12 @@ class CostModel:
     def observe_transfer(self, prefill_worker: str, decode_worker: str, num_bytes: int, seconds: float) -> None:
         """A measured transfer: it counts for the pair and for the prefill worker."""
         known = self.worker(prefill_worker).transfer
-        link = self._links.get((prefill_worker, decode_worker))
-        if link is None:
-            link = self._links[prefill_worker, decode_worker] = FittedTime(known.coefficients)
-        link.observe((1, num_bytes), seconds)
-        known.observe((1, num_bytes), seconds)
+        before, link = known.coefficients, self._links.get((prefill_worker, decode_worker))
+        predicted = self.transfer_seconds(prefill_worker, decode_worker, num_bytes)
+        if known.observe((1, num_bytes), seconds, predicted):
+            if link is None:
+                link = self._links[prefill_worker, decode_worker] = LinkTime(before)
+            link.observe(num_bytes, seconds)
 
     def errors(self) -> Iterator[tuple[str, str, ErrorSummary]]:
         """(worker id, prefill | decode | transfer, summary) of everything that was ever observed, for metrics."""
