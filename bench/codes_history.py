@@ -2,7 +2,7 @@
 
 Texts are processed in steps. The first step takes a text's first sink_tokens + page_tokens tokens, each later one the next
 page_tokens. A step's queries attend [pages closed so far, on codes] and, exactly, [the sinks and the step's own tokens, causal];
-after it the step's block becomes a page. Decoding attends the same: a block is closed after the token that filled it has attended.
+after it the step's block becomes a page. Decoding attends the same: a block's codes are seen after the token that filled it has attended.
 This file knows nothing of models, tokens or scores.
 """
 

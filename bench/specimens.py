@@ -12,7 +12,7 @@ from typing import Any
 from hack_kernels.page_format import PageFormat
 
 ARCHS = {"sm_80": 80, "sm_90": 90}
-RAW_KERNELS = ("decode_attention", "merge_splits", "prefill_exact", "append", "close_full_blocks")
+RAW_KERNELS = ("decode_attention", "merge_splits", "prefill_exact", "append")
 _ALIGNED_STRIDES = (
     "slot_stride", "head_stride", "row_stride", "value_stride", "page_stride", "page_head_stride", "token_stride",
     "out_page_stride", "out_head_stride",
@@ -129,15 +129,19 @@ def _merge(fmt: PageFormat, gqa: int) -> Specimen:
 
 
 def _append(fmt: PageFormat, gqa: int) -> Specimen:
-    from hack_kernels.triton.append import append_tokens
+    from hack_kernels.triton.append import append_raw_tokens, append_tokens
+    from hack_kernels.triton.close import constants_of
+    from hack_kernels.triton.close_pages import WARPS
+    from hack_kernels.triton.layout import layout_of
 
-    types = dict.fromkeys(("k", "v", "residual"), "*bf16") | dict.fromkeys(("residual_rows", "num_tokens"), "*i64")
-    types |= dict.fromkeys(("row_stride", "value_stride", "head_stride", "slot_stride"), "i64")
-    constants = {
-        "KV_HEADS": 8, "DIM": fmt.head_dim, "PADDED": _power_of_2(fmt.head_dim), "SINKS": fmt.sink_tokens,
-        "TOKENS": fmt.page_tokens,
-    }  # fmt: skip
-    return Specimen(append_tokens, types, constants, 1)
+    strides = ("row_stride", "value_stride", "head_stride", "slot_stride", "page_stride", "page_head_stride")
+    types = dict.fromkeys(("k", "v", "residual"), "*bf16") | {"pages": "*u8"} | dict.fromkeys(strides, "i64")
+    types |= dict.fromkeys(("residual_rows", "num_tokens", "open_slots"), "*i64")
+    shared = {"KV_HEADS": 8, "PADDED": _power_of_2(fmt.head_dim), "SINKS": fmt.sink_tokens}
+    if fmt.raw:
+        return Specimen(append_raw_tokens, types, shared | {"DIM": fmt.head_dim, "TOKENS": fmt.page_tokens}, 1)
+    constants = shared | {"L": layout_of(fmt), "C": constants_of(fmt)}
+    return Specimen(append_tokens, types, constants, WARPS, fusion=False)
 
 
 def _close(fmt: PageFormat, gqa: int) -> Specimen:
@@ -148,22 +152,6 @@ def _close(fmt: PageFormat, gqa: int) -> Specimen:
     strides = ("page_stride", "head_stride", "token_stride", "out_page_stride", "out_head_stride")
     types = {"k": "*bf16", "v": "*bf16", "pages": "*u8"} | dict.fromkeys(strides, "i64")
     return Specimen(close_blocks, types, {"L": layout_of(fmt), "C": constants_of(fmt)}, WARPS, fusion=False)
-
-
-def _close_residual(fmt: PageFormat, gqa: int) -> Specimen:
-    from hack_kernels.triton.append import close_blocks_of_residual, copy_blocks_of_residual
-    from hack_kernels.triton.close import constants_of
-    from hack_kernels.triton.close_pages import WARPS
-    from hack_kernels.triton.layout import layout_of
-
-    strides = ("row_stride", "value_stride", "head_stride", "slot_stride", "page_stride", "page_head_stride")
-    types = {"pages": "*u8", "residual": "*bf16"} | dict.fromkeys(strides, "i64")
-    types |= dict.fromkeys(("residual_rows", "num_tokens", "slots"), "*i64")
-    if fmt.raw:
-        sizes = {"DIM": fmt.head_dim, "TOKENS": fmt.page_tokens, "PADDED": _power_of_2(fmt.head_dim)}
-        return Specimen(copy_blocks_of_residual, types, {"SINKS": fmt.sink_tokens} | sizes, 1)
-    constants = {"SINKS": fmt.sink_tokens, "L": layout_of(fmt), "C": constants_of(fmt)}
-    return Specimen(close_blocks_of_residual, types, constants, WARPS, fusion=False)
 
 
 def _power_of_2(n: int) -> int:
@@ -178,6 +166,5 @@ _SPECIMENS: dict[str, Callable[[PageFormat, int], Specimen]] = {
     "prefill_exact": _prefill_exact,
     "append": _append,
     "close_pages": _close,
-    "close_full_blocks": _close_residual,
 }
 KERNELS = tuple(_SPECIMENS)

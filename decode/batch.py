@@ -1,7 +1,7 @@
 """One decode step: the newest token of every running job, and its attention on the codes of the closed pages.
 
-The new K and V join the residual before attention; a block that they fill is closed into its page after it, once. It knows
-nothing of sampling or of where pages came from.
+The new K and V join the residual before attention; a block that they fill is closed into its page with them, once, and is listed
+from the next step on: this one still attends it exactly. It knows nothing of sampling or of where pages came from.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from decode.pool import PagePool, Reservation
-from hack_kernels import append, close_full_blocks, decode_attention
+from hack_kernels import append, decode_attention
 from model.sampler import SamplerState
 from model.text import FinishRule
 from transport.messages import Job, JobStats
@@ -65,8 +65,6 @@ class DecodeBatch:
         """q [batch, heads, head_dim], k and v [batch, kv_heads, head_dim] after RoPE -> [batch, heads, head_dim]."""
         fmt, pages, residual = self.pool.fmt, self.pool.pages[layer], self.pool.residual[layer]
         append(fmt, k, v, pages, residual, self._rows, self._num_tokens, self._open_slots)
-        out = decode_attention(
+        return decode_attention(
             fmt, q, pages, self._table, self._num_pages, residual, self._rows, self._residual_tokens, scale
         )
-        close_full_blocks(fmt, pages, residual, self._rows, self._num_tokens + 1, self._open_slots)
-        return out

@@ -1,6 +1,6 @@
 """The page format, and attention computed on its codes. Needs torch alone; knows nothing of models, workers or networks."""
 
-from .append import append, close_full_blocks
+from .append import append
 from .backend import Backend, choose
 from .close_pages import close_pages, open_pages
 from .decode_attention import decode_attention
@@ -13,7 +13,6 @@ __all__ = [
     "PageFormat",
     "append",
     "choose",
-    "close_full_blocks",
     "close_pages",
     "decode_attention",
     "fused_dequant_attention",

@@ -1,4 +1,4 @@
-"""Grow sequences by a token: append it to the residual before attention, close the block that it filled after. In place."""
+"""Grow sequences by a token: into the residual, and the block that it fills into a page. In place, before attention."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ def append(
     num_tokens: Tensor,
     open_slots: Tensor,
 ) -> None:
-    """Write each sequence's new token into its slot of the residual, in fmt.dtype. No page is written.
+    """Write each sequence's new token into its slot of the residual, in fmt.dtype; where it fills the open block, close that into a page.
 
     k, v             [batch, kv_heads, head_dim], float
-    pages            uint8 [num_slots, kv_heads, page_bytes], one layer's pool
+    pages            uint8 [num_slots, kv_heads, page_bytes], one layer's pool, written
     residual         [rows, 2 (K, V), kv_heads, residual_slots, head_dim] of fmt.dtype, one layer's, written
     residual_rows    int64 [batch], distinct
-    num_tokens       int64 [batch], tokens before this one: its position
-    open_slots       int64 [batch], the pool slot that will hold the open block, any number where there is none yet
+    num_tokens       int64 [batch], tokens before this one: its position. The block fills where num_tokens + 1 - sink_tokens is a
+                     positive multiple of page_tokens
+    open_slots       int64 [batch], the pool slot for the open block's page, distinct where the block fills; not read elsewhere
 
-    `pages` and `open_slots` are for back ends that prepare the open block's codes; the reference does not read them.
+    Call once per step, before attention. The block stays in the residual as well, until the next token is written over it, and
+    attention in this step is not told of its page: so it sees the block exactly, and the next step sees its codes.
     Raises ValueError naming the bad argument; values are checked on the CPU alone.
     """
     check_tensor("k", k, ("batch", "kv_heads", fmt.head_dim), FLOATS)
@@ -39,30 +41,6 @@ def append(
         check_tensor(name, indices, (k.shape[0],), INDICES, k.device)
     check_range("residual_rows", residual_rows, 0, residual.shape[0] - 1)
     check_range("num_tokens", num_tokens, 0, 2**62)
+    if k.device.type == "cpu":
+        check_range("open_slots", open_slots[fmt.next_fills_page(num_tokens)], 0, pages.shape[0] - 1)
     implementation(k.device, "append")(fmt, k, v, pages, residual, residual_rows, num_tokens, open_slots)
-
-
-def close_full_blocks(
-    fmt: PageFormat, pages: Tensor, residual: Tensor, residual_rows: Tensor, num_tokens: Tensor, slots: Tensor
-) -> None:
-    """Quantize, for every sequence whose open block is full, that block into its pool slot. Call once per step, after attention.
-
-    pages            uint8 [num_slots, kv_heads, page_bytes], one layer's pool, written
-    residual         [rows, 2 (K, V), kv_heads, residual_slots, head_dim] of fmt.dtype, one layer's
-    residual_rows    int64 [batch]
-    num_tokens       int64 [batch], tokens now: the block is full where num_tokens - sink_tokens is a positive multiple of page_tokens
-    slots            int64 [batch], distinct where the block is full; not read elsewhere
-
-    Raises ValueError naming the bad argument; values are checked on the CPU alone.
-    """
-    check_pool(fmt, pages, "kv_heads")
-    check_residual(fmt, residual, pages.shape[1], pages.device)
-    check_tensor("residual_rows", residual_rows, ("batch",), INDICES, pages.device)
-    for name, indices in (("num_tokens", num_tokens), ("slots", slots)):
-        check_tensor(name, indices, (residual_rows.shape[0],), INDICES, pages.device)
-    check_range("residual_rows", residual_rows, 0, residual.shape[0] - 1)
-    check_range("num_tokens", num_tokens, 0, 2**62)
-    full = (num_tokens > fmt.sink_tokens) & ((num_tokens - fmt.sink_tokens) % fmt.page_tokens == 0)
-    if pages.device.type == "cpu":
-        check_range("slots", slots[full], 0, pages.shape[0] - 1)
-    implementation(pages.device, "close_full_blocks", "append")(fmt, pages, residual, residual_rows, num_tokens, slots)

@@ -47,7 +47,7 @@ def decode_attention(
     scale            the softmax scale
     -> q.shape, of q.dtype
 
-    The newest token is appended before and attends to itself in the residual; the block that it fills is closed after. So with
+    The newest token is appended before and attends to itself in the residual, as do all tokens of a block that it fills. So with
     n tokens before it, num_pages is fmt.num_pages(n) and residual_tokens is fmt.residual_tokens(n) + 1.
     Raises ValueError naming the bad argument; values are checked on the CPU alone.
     """

@@ -158,6 +158,11 @@ class PageFormat:
         """Residual tokens of a sequence of `num_tokens`; they fill the residual's first slots without a gap."""
         return num_tokens - self.num_pages(num_tokens) * self.page_tokens
 
+    def next_fills_page(self, num_tokens: torch.Tensor) -> torch.Tensor:
+        """Of sequences of num_tokens (int64 [n]), which the next token gives another full block: bool [n]."""
+        in_blocks = num_tokens + 1 - self.sink_tokens
+        return (in_blocks > 0) & (in_blocks % self.page_tokens == 0)
+
     def view(self, pages: torch.Tensor, name: str) -> torch.Tensor:
         """Field `name` of `pages` (uint8 [..., page_bytes], the last dimension contiguous) as [..., *shape], sharing memory."""
         field = self.fields[name]

@@ -1,4 +1,4 @@
-"""Grow sequences by a token, natively: into the residual, and from the residual into a page."""
+"""Grow sequences by a token, natively: into the residual, and the block that it fills into a page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def append(
     num_tokens: Tensor,
     open_slots: Tensor,
 ) -> None:
-    """See hack_kernels/append.py. This back end has no use for `pages` and `open_slots`."""
+    """See hack_kernels/append.py."""
     if k.dtype != v.dtype:
         k, v = k.float(), v.float()
     k, v, rows, counts = readable(k), readable(v), residual_rows.contiguous(), num_tokens.contiguous()
@@ -32,15 +32,8 @@ def append(
             *k.stride()[:2], *v.stride()[:2], rows.data_ptr(), counts.data_ptr(),
         ),
     )  # fmt: skip
-
-
-def close_full_blocks(
-    fmt: PageFormat, pages: Tensor, residual: Tensor, residual_rows: Tensor, num_tokens: Tensor, slots: Tensor
-) -> None:
-    """See hack_kernels/append.py."""
-    in_blocks = num_tokens - fmt.sink_tokens
-    full = ((in_blocks > 0) & (in_blocks % fmt.page_tokens == 0)).nonzero().squeeze(-1)
+    full = fmt.next_fills_page(num_tokens).nonzero().squeeze(-1)
     if full.shape[0]:
         blocks = readable(residual)[..., fmt.sink_tokens :, :]
-        rows, slots = residual_rows[full], slots[full]
+        rows, slots = residual_rows[full], open_slots[full]
         close_blocks(fmt, blocks[:, 0], blocks[:, 1], writable("pages", pages), full.shape[0], rows, slots)

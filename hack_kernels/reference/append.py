@@ -1,4 +1,4 @@
-"""Grow sequences by a token: into the residual, and from the residual into a page. The specification."""
+"""Grow sequences by a token: into the residual, and the block that it fills into a page. The specification."""
 
 from __future__ import annotations
 
@@ -20,19 +20,12 @@ def append(
     num_tokens: Tensor,
     open_slots: Tensor,
 ) -> None:
-    """See hack_kernels/append.py. The reference has no use for `pages` and `open_slots`."""
+    """See hack_kernels/append.py."""
     in_block = fmt.sink_tokens + (num_tokens - fmt.sink_tokens) % fmt.page_tokens
     slots = torch.where(num_tokens < fmt.sink_tokens, num_tokens, in_block)
     residual[residual_rows, 0, :, slots] = k.to(residual.dtype)
     residual[residual_rows, 1, :, slots] = v.to(residual.dtype)
-
-
-def close_full_blocks(
-    fmt: PageFormat, pages: Tensor, residual: Tensor, residual_rows: Tensor, num_tokens: Tensor, slots: Tensor
-) -> None:
-    """See hack_kernels/append.py."""
-    in_blocks = num_tokens - fmt.sink_tokens
-    full = ((in_blocks > 0) & (in_blocks % fmt.page_tokens == 0)).nonzero().squeeze(-1)
+    full = fmt.next_fills_page(num_tokens).nonzero().squeeze(-1)
     if full.shape[0]:
         block = residual.index_select(0, residual_rows[full])[..., fmt.sink_tokens :, :]
-        pages.index_copy_(0, slots[full], close_pages(fmt, block[:, 0], block[:, 1]))
+        pages.index_copy_(0, open_slots[full], close_pages(fmt, block[:, 0], block[:, 1]))

@@ -1,7 +1,7 @@
-"""Grow sequences on the GPU: the new token into the residual, full blocks from the residual into pages. One launch each.
+"""Grow sequences on the GPU: the new token into the residual, and the block that it fills from there into its page, in one launch.
 
-Which blocks are full is known on the device alone and nothing is read back, so a program is launched for every sequence and KV head,
-and returns where there is nothing to do.
+Which blocks fill is known on the device alone and nothing is read back: a program is launched for every sequence and KV head, stores
+its token, and goes on to the block where that is full.
 """
 
 # Jitted code has its own types, and needs `else` after `return` and `+` of tuples:
@@ -9,6 +9,8 @@ and returns where there is nothing to do.
 # mypy: disallow-untyped-calls=False, check-untyped-defs=False, disable-error-code="assignment,annotation-unchecked"
 
 from __future__ import annotations
+
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -24,60 +26,67 @@ from .layout import layout_of
 
 @triton.jit
 def append_tokens(
-    k, v, residual, residual_rows, num_tokens, row_stride, value_stride, head_stride, slot_stride,
-    KV_HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, SINKS: tl.constexpr, TOKENS: tl.constexpr,
+    k, v, pages, residual, residual_rows, num_tokens, open_slots, row_stride, value_stride, head_stride, slot_stride,
+    page_stride, page_head_stride, KV_HEADS: tl.constexpr, PADDED: tl.constexpr, SINKS: tl.constexpr, L: tl.constexpr,
+    C: tl.constexpr,
 ):  # fmt: skip
-    """Programs (sequence, KV head): k, v [batch, KV_HEADS, DIM] into the slot of position num_tokens."""
-    sequence = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    position = tl.load(num_tokens + sequence)
-    slot = tl.where(position < SINKS, position, SINKS + (position - SINKS) % TOKENS)
-    row = tl.load(residual_rows + sequence)
-    dims = tl.arange(0, PADDED)
-    source = (sequence * KV_HEADS + head) * DIM + dims
-    target = residual + row * row_stride + head * head_stride + slot * slot_stride + dims
-    dtype = residual.dtype.element_ty
-    tl.store(target, tl.load(k + source, mask=dims < DIM).to(dtype), mask=dims < DIM)
-    tl.store(target + value_stride, tl.load(v + source, mask=dims < DIM).to(dtype), mask=dims < DIM)
+    """Programs (sequence, KV head): k, v [batch, KV_HEADS, head_dim] into the slot of position num_tokens; a full block into its page."""
+    block, full = _store_token(
+        k, v, residual, residual_rows, num_tokens, row_stride, value_stride, head_stride, slot_stride,
+        KV_HEADS, L.head_dim, PADDED, SINKS, L.page_tokens,
+    )  # fmt: skip
+    if full:
+        page = pages + tl.multiple_of(_page_offset(open_slots, page_stride, page_head_stride), 16)
+        close_block(block, block + value_stride, page, slot_stride, L, C)
 
 
 @triton.jit
-def close_blocks_of_residual(
-    pages, residual, residual_rows, num_tokens, slots, row_stride, value_stride, head_stride, slot_stride,
-    page_stride, page_head_stride, SINKS: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+def append_raw_tokens(
+    k, v, pages, residual, residual_rows, num_tokens, open_slots, row_stride, value_stride, head_stride, slot_stride,
+    page_stride, page_head_stride, KV_HEADS: tl.constexpr, PADDED: tl.constexpr, SINKS: tl.constexpr,
+    DIM: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Programs (sequence, KV head): where the open block is full, closes it into the page of the sequence's slot."""
-    sequence = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    in_blocks = tl.load(num_tokens + sequence) - SINKS
-    if (in_blocks > 0) & (in_blocks % L.page_tokens == 0):
-        row = tl.load(residual_rows + sequence)
-        k = residual + row * row_stride + head * head_stride + SINKS * slot_stride
-        page = pages + tl.multiple_of(tl.load(slots + sequence) * page_stride + head * page_head_stride, 16)
-        close_block(k, k + value_stride, page, slot_stride, L, C)
-
-
-@triton.jit
-def copy_blocks_of_residual(
-    pages, residual, residual_rows, num_tokens, slots, row_stride, value_stride, head_stride, slot_stride,
-    page_stride, page_head_stride, SINKS: tl.constexpr, DIM: tl.constexpr, TOKENS: tl.constexpr,
-    PADDED: tl.constexpr,
-):  # fmt: skip
-    """As close_blocks_of_residual, into raw pages: K as it is, then V."""
-    sequence = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    in_blocks = tl.load(num_tokens + sequence) - SINKS
-    if (in_blocks > 0) & (in_blocks % TOKENS == 0):
-        row = tl.load(residual_rows + sequence)
-        k = residual + row * row_stride + head * head_stride + SINKS * slot_stride
-        page = pages + tl.load(slots + sequence) * page_stride + head * page_head_stride
+    """As append_tokens, with raw pages: K as it is, then V."""
+    block, full = _store_token(
+        k, v, residual, residual_rows, num_tokens, row_stride, value_stride, head_stride, slot_stride,
+        KV_HEADS, DIM, PADDED, SINKS, TOKENS,
+    )  # fmt: skip
+    if full:
+        page = pages + _page_offset(open_slots, page_stride, page_head_stride)
         page = page.to(tl.pointer_type(residual.dtype.element_ty))
         dims = tl.arange(0, PADDED)
         for token in range(TOKENS):
-            at = token * slot_stride + dims
-            tl.store(page + token * DIM + dims, tl.load(k + at, mask=dims < DIM), mask=dims < DIM)
-            values = tl.load(k + value_stride + at, mask=dims < DIM)
+            at = block + token * slot_stride + dims
+            tl.store(page + token * DIM + dims, tl.load(at, mask=dims < DIM), mask=dims < DIM)
+            values = tl.load(at + value_stride, mask=dims < DIM)
             tl.store(page + (TOKENS + token) * DIM + dims, values, mask=dims < DIM)
+
+
+@triton.jit
+def _store_token(
+    k, v, residual, residual_rows, num_tokens, row_stride, value_stride, head_stride, slot_stride,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, SINKS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Stores this program's token. Where K of its open block lies in the residual, and whether the block is full now."""
+    sequence = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    position = tl.load(num_tokens + sequence)
+    in_block = (position - SINKS) % TOKENS
+    slot = tl.where(position < SINKS, position, SINKS + in_block)
+    keys = residual + tl.load(residual_rows + sequence) * row_stride + head * head_stride
+    dims = tl.arange(0, PADDED)
+    source = (sequence * KV_HEADS + head) * DIM + dims
+    target = keys + slot * slot_stride + dims
+    dtype = residual.dtype.element_ty
+    tl.store(target, tl.load(k + source, mask=dims < DIM).to(dtype), mask=dims < DIM)
+    tl.store(target + value_stride, tl.load(v + source, mask=dims < DIM).to(dtype), mask=dims < DIM)
+    tl.debug_barrier()  # all threads of the program read the token that one of them wrote
+    return keys + SINKS * slot_stride, (position >= SINKS) & (in_block == TOKENS - 1)
+
+
+@triton.jit
+def _page_offset(open_slots, page_stride, page_head_stride):
+    return tl.load(open_slots + tl.program_id(0)) * page_stride + tl.program_id(1) * page_head_stride
 
 
 def append(
@@ -90,37 +99,18 @@ def append(
     num_tokens: Tensor,
     open_slots: Tensor,
 ) -> None:
-    """See hack_kernels/append.py. This back end has no use for `pages` and `open_slots`."""
-    if k.numel() == 0:
-        return
-    if residual.stride(-1) != 1:
-        raise ValueError("residual's last dimension is strided")
-    append_tokens[k.shape[:2]](
-        k.contiguous(), v.contiguous(), residual, residual_rows.contiguous(), num_tokens.contiguous(),
-        *residual.stride()[:4], KV_HEADS=k.shape[1], DIM=fmt.head_dim, PADDED=next_power_of_2(fmt.head_dim),
-        SINKS=fmt.sink_tokens, TOKENS=fmt.page_tokens, num_warps=1,
-    )  # fmt: skip
-
-
-def close_full_blocks(
-    fmt: PageFormat, pages: Tensor, residual: Tensor, residual_rows: Tensor, num_tokens: Tensor, slots: Tensor
-) -> None:
-    """See hack_kernels/append.py. Raises ValueError for a format without a kernel."""
-    if residual_rows.shape[0] == 0 or pages.shape[1] == 0:
-        return
+    """See hack_kernels/append.py. Raises ValueError for a format without a kernel, and for strided last dimensions."""
     for name, tensor in (("residual", residual), ("pages", pages)):
-        if tensor.stride(-1) != 1:
+        if tensor.stride(-1) != 1 and tensor.numel():
             raise ValueError(f"{name}'s last dimension is strided")
-    grid = (residual_rows.shape[0], pages.shape[1])
-    indices = (x.contiguous() for x in (residual_rows, num_tokens, slots))
-    arguments = (pages, residual, *indices, *residual.stride()[:4], *pages.stride()[:2])
+    indices = (x.contiguous() for x in (residual_rows, num_tokens, open_slots))
+    arguments = (k.contiguous(), v.contiguous(), pages, residual, *indices, *residual.stride()[:4], *pages.stride()[:2])
+    constants: dict[str, Any] = {
+        "KV_HEADS": k.shape[1], "PADDED": next_power_of_2(fmt.head_dim), "SINKS": fmt.sink_tokens,
+    }  # fmt: skip
     if fmt.raw:
-        copy_blocks_of_residual[grid](
-            *arguments, SINKS=fmt.sink_tokens, DIM=fmt.head_dim, TOKENS=fmt.page_tokens,
-            PADDED=next_power_of_2(fmt.head_dim), num_warps=1,
-        )  # fmt: skip
+        kernel, constants, warps = append_raw_tokens, constants | {"DIM": fmt.head_dim, "TOKENS": fmt.page_tokens}, 1
     else:
-        close_blocks_of_residual[grid](
-            *arguments, SINKS=fmt.sink_tokens, L=layout_of(fmt), C=constants_of(fmt), num_warps=WARPS,
-            enable_fp_fusion=False,
-        )  # fmt: skip
+        kernel, constants, warps = append_tokens, constants | {"L": layout_of(fmt), "C": constants_of(fmt)}, WARPS
+    if k.numel():
+        kernel[k.shape[:2]](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)

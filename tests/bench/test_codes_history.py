@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.codes_history import CodesHistory, num_steps, step_spans
-from hack_kernels.append import append, close_full_blocks
+from hack_kernels.append import append
 from hack_kernels.decode_attention import decode_attention
 from hack_kernels.page_format import PageFormat
 
@@ -38,7 +38,6 @@ def token_by_token(fmt: PageFormat, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         tokens_now = torch.tensor([token + 1 - closed * fmt.page_tokens])
         table = slots[None], torch.tensor([closed])
         out.append(decode_attention(fmt, q[token : token + 1], pages, *table, residual, row, tokens_now, SCALE))
-        close_full_blocks(fmt, pages, residual, row, before + 1, next_slot)
     return torch.cat(out)
 
 

@@ -67,7 +67,7 @@ def store(fmt: PageFormat, sequences: list[Tensor], seed: int = 2) -> Stored:
     """`sequences`: K and V of each, [2, kv_heads, tokens, head_dim]. Slots and rows are shuffled; all else is NaN."""
     generator = torch.Generator().manual_seed(seed)
     kv_heads = sequences[0].shape[1]
-    counts = [fmt.num_pages(kv.shape[2] - 1) for kv in sequences]  # the newest token's block is closed after attention
+    counts = [fmt.num_pages(kv.shape[2] - 1) for kv in sequences]  # the newest token's block is not listed yet
     slots = (torch.randperm(sum(counts), generator=generator) + 1).split(counts)
     rows = torch.randperm(len(sequences) + 2, generator=generator)[: len(sequences)]
 

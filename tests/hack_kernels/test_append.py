@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hack_kernels import PageFormat, append, close_full_blocks, close_pages
+from hack_kernels import PageFormat, append, close_pages
 from tests.hack_kernels.sequences import random_kv, split
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -29,13 +29,12 @@ class Grown:
         self.num_tokens = torch.zeros(3, dtype=torch.int64)
 
     def step(self, active: Tensor) -> None:
-        """Appends the next token to the sequences `active`, and closes what is full."""
+        """Appends the next token to the sequences `active`."""
         counts, rows = self.num_tokens[active], self.rows[active]
         k, v = self.kv[active, :, :, counts].unbind(1)
         pages_before = torch.tensor([self.fmt.num_pages(n) for n in counts.tolist()])
         slots = self.slots[active, pages_before]
         append(self.fmt, k, v, self.pages, self.residual, rows, counts, slots)
-        close_full_blocks(self.fmt, self.pages, self.residual, rows, counts + 1, slots)
         self.num_tokens[active] += 1
 
     def expected(self, i: int) -> tuple[Tensor, Tensor]:
@@ -80,10 +79,12 @@ def test_only_full_blocks_are_closed() -> None:
     grown = Grown("k2v2")
     grown.residual.normal_(generator=torch.Generator().manual_seed(0))
     slots = torch.tensor([-1, 3, -1])  # the slot is not read where nothing closes
-    close_full_blocks(grown.fmt, grown.pages, grown.residual, grown.rows, torch.tensor([4, 68, 67]), slots)
+    k, v = torch.randn(2, 3, 2, 64, generator=torch.Generator().manual_seed(1))
+    append(grown.fmt, k, v, grown.pages, grown.residual, grown.rows, torch.tensor([3, 67, 66]), slots)
     others = [slot for slot in range(10) if slot != 3]
     assert (grown.pages[others] == 0xFF).all()
     block = grown.residual[0][None, :, :, 4:]
+    assert torch.equal(block[0, :, :, -1], torch.stack((k[1], v[1])))
     assert torch.equal(grown.pages[3], close_pages(grown.fmt, block[:, 0], block[:, 1])[0])
 
 

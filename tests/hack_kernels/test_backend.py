@@ -19,7 +19,6 @@ OPERATIONS = [
     ("close_pages", None),
     ("open_pages", "close_pages"),
     ("append", None),
-    ("close_full_blocks", "append"),
     ("decode_attention", None),
     ("fused_dequant_attention", "fused_dequant"),
     ("prefill_attention", None),

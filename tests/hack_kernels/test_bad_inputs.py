@@ -11,7 +11,6 @@ import torch
 from hack_kernels import (
     PageFormat,
     append,
-    close_full_blocks,
     close_pages,
     decode_attention,
     open_pages,
@@ -39,14 +38,8 @@ def decode_arguments() -> dict[str, Any]:
 def append_arguments() -> dict[str, Any]:
     names = ("fmt", "pages", "residual", "residual_rows")
     token = {"k": torch.zeros(2, 2, 64), "v": torch.zeros(2, 2, 64)}
-    counts = {"num_tokens": torch.tensor([0, 68]), "open_slots": torch.tensor([-1, 2])}
+    counts = {"num_tokens": torch.tensor([0, 67]), "open_slots": torch.tensor([-1, 2])}
     return {name: decode_arguments()[name] for name in names} | token | counts
-
-
-def close_full_arguments() -> dict[str, Any]:
-    names = ("fmt", "pages", "residual", "residual_rows")
-    counts = {"num_tokens": torch.tensor([67, 68]), "slots": torch.tensor([-1, 2])}
-    return {name: decode_arguments()[name] for name in names} | counts
 
 
 def close_arguments() -> dict[str, Any]:
@@ -63,7 +56,6 @@ def prefill_arguments() -> dict[str, Any]:
 OPERATIONS: dict[Callable[..., Any], Callable[[], dict[str, Any]]] = {
     decode_attention: decode_arguments,
     append: append_arguments,
-    close_full_blocks: close_full_arguments,
     close_pages: close_arguments,
     prefill_attention: prefill_arguments,
 }
@@ -86,8 +78,7 @@ BAD_VALUES = [
     (append, "v", torch.zeros(2, 1, 64)),
     (append, "num_tokens", torch.tensor([-1, 0])),
     (append, "residual_rows", torch.tensor([-1, 0])),
-    (close_full_blocks, "slots", torch.tensor([0, 5])),
-    (close_full_blocks, "residual_rows", torch.tensor([4, 0])),
+    (append, "open_slots", torch.tensor([0, 5])),
     (close_pages, "k", torch.zeros(3, 2, 63, 64)),
     (close_pages, "v", torch.zeros(2, 2, 64, 64)),
     (close_pages, "out", torch.zeros(3, 2, FMT.page_bytes - 16, dtype=torch.uint8)),

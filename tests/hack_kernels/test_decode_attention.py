@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hack_kernels import PageFormat, append, close_full_blocks, decode_attention
+from hack_kernels import PageFormat, append, decode_attention
 from hack_kernels.reference import history
 from hack_kernels.reference.codes import unpack_k_codes, unpack_v_codes
 from hack_kernels.reference.scales import decode_scale
@@ -241,8 +241,8 @@ def test_scores_far_apart_do_not_overflow() -> None:
     assert out.isfinite().all()
 
 
-def test_a_full_block_is_exact_until_after_its_attention() -> None:
-    """At token 68 the open block is full: attention sees it exactly, closing follows, and the next step sees its codes."""
+def test_a_full_block_is_exact_in_the_step_that_fills_it() -> None:
+    """At token 68 the open block is full: attention sees it exactly all the same, and the next step sees its codes."""
     fmt, kv, q = PageFormat.parse("k2v2", 64, torch.float32), random_kv(2, 69, 64), random_q(1, 4, 64)
     pages = torch.full((2, 2, fmt.page_bytes), 0xFF, dtype=torch.uint8)
     residual = torch.full((1, 2, 2, fmt.residual_slots, 64), torch.nan)
@@ -255,6 +255,5 @@ def test_a_full_block_is_exact_until_after_its_attention() -> None:
         out = decode_attention(fmt, q, pages, table, held[0], residual, row, held[1], 0.125)
         exact = attend_float64(q[0], kv[0, :, : n + 1].double(), kv[1, :, : n + 1].double(), 0.125)
         exact_error[n + 1] = float((out[0] - exact).abs().max())
-        close_full_blocks(fmt, pages, residual, row, count + 1, slot)
     assert max(exact_error[n] for n in range(1, 69)) < 1e-5
     assert exact_error[69] > 1e-2  # the codes of two bits

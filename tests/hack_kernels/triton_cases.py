@@ -19,7 +19,7 @@ from hack_kernels.reference.close_pages import close_pages as reference_close
 from hack_kernels.reference.close_pages import open_v_groups
 from hack_kernels.reference.decode_attention import decode_attention as reference_decode
 from hack_kernels.reference.prefill_attention import prefill_attention as reference_prefill
-from hack_kernels.triton.append import append, close_full_blocks
+from hack_kernels.triton.append import append
 from hack_kernels.triton.close_pages import close_pages
 from hack_kernels.triton.decode_attention import decode_attention
 from hack_kernels.triton.fused_dequant import fused_dequant_attention
@@ -177,9 +177,6 @@ def growing() -> None:
             k, v = (kv[i][:, count].transpose(0, 1) for i in range(2))
             append(fmt, k, v, pools[0], residuals[0], rows, count, slots)
             reference_append.append(fmt, k, v, pools[1], residuals[1], rows, count, slots)
-            if n in (7, 8, 66, 67, 68):
-                close_full_blocks(fmt, pools[0], residuals[0], rows, count + 1, slots)
-                reference_append.close_full_blocks(fmt, pools[1], residuals[1], rows, count + 1, slots)
         assert torch.equal(*residuals)
         assert torch.equal(*pools)
         assert pools[0].any(-1).any(-1).tolist() == [False, True, False, True, False]

@@ -10,7 +10,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from hack_kernels import PageFormat
-from hack_kernels.triton.append import append, close_full_blocks
+from hack_kernels.triton.append import append
 from hack_kernels.triton.close_pages import close_pages
 from hack_kernels.triton.decode_attention import decode_attention
 from hack_kernels.triton.fused_dequant import fused_dequant_attention
@@ -54,7 +54,6 @@ def main() -> None:
         close_pages(fmt, block, block)
         indices = (stored.residual_rows, stored.residual_tokens, stored.num_pages)
         append(fmt, block[:, :, 0], block[:, :, 0], stored.pages, stored.residual, *indices)
-        close_full_blocks(fmt, stored.pages, stored.residual, *indices)
         prefill_attention(fmt, q, block[0], block[0], 0.1, stored.pages, torch.tensor([1, 2]))
         prefill_attention(fmt, q, block[0], block[0], 0.1)
     print(*sorted(set(compiled)))
