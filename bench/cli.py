@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bench.exits import EXIT_ALL_FAILED, EXIT_INTERRUPTED, config_errors
 from bench.many_values import ManyValuesCommand
-from packhorse.errors import ConfigError
-
-EXIT_ALL_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+from bench.scheduler_command import scheduler
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Benchmarks: load on a server, quality of the KV formats, kernels."
 )
-
-
-@contextmanager
-def _config_errors() -> Iterator[None]:
-    """A ConfigError becomes one line on standard error and exit status 2."""
-    try:
-        yield
-    except ConfigError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(EXIT_BAD_CONFIG) from error
 
 
 @app.command()
@@ -65,7 +52,7 @@ def serve(
     from bench.report import print_summary, write_json
     from bench.serve import ServeOptions, run_serve
 
-    with _config_errors():
+    with config_errors():
         options = ServeOptions(
             url=url, rate=rate, num_prompts=num_prompts, dataset=dataset, model=model, max_tokens=max_tokens,
             max_prompt_tokens=max_prompt_tokens, seed=seed, burstiness=burstiness, speed=speed, concurrency=concurrency,
@@ -112,7 +99,7 @@ def quality(
     from bench.quality_report import print_quality
     from bench.report import write_json
 
-    with _config_errors():
+    with config_errors():
         names = [
             name.strip()
             for part in [*(formats or []), *(more or [])]
@@ -160,7 +147,7 @@ def kernels(
     from bench.plot import check_plot, write_plot
     from bench.report import check_writable, write_json
 
-    with _config_errors():
+    with config_errors():
         if compile:
             _compile_kernels(tuple(compile), tuple(format or ()), head_dim, json)
             return
@@ -219,7 +206,7 @@ def predictors(
     from bench.predictors_report import print_predictors
     from bench.report import check_writable, write_json
 
-    with _config_errors():
+    with config_errors():
         if json:
             check_writable("json", json)
         options = PredictorOptions(
@@ -232,80 +219,4 @@ def predictors(
             write_json(json, result)
 
 
-@app.command(cls=ManyValuesCommand)
-def scheduler(
-    workload: Annotated[
-        list[str] | None, typer.Option(help="synthetic, alpaca, azure-conv, azure-code, mooncake, arxiv, or a file")
-    ] = None,
-    policy: Annotated[list[str] | None, typer.Option(help="scheduling policies, or all; default fcfs")] = None,
-    predictor: Annotated[list[str] | None, typer.Option(help="none, learned, oracle, or another name")] = None,
-    placement: Annotated[list[str] | None, typer.Option(help="placements, or all; default least-loaded")] = None,
-    load: Annotated[list[float] | None, typer.Option(help="fractions of measured saturation; default 0.9")] = None,
-    rate: Annotated[list[float] | None, typer.Option(help="requests per second, instead of --load")] = None,
-    requests: Annotated[int, typer.Option(help="requests of one simulation")] = 2000,
-    seeds: Annotated[int, typer.Option(help="simulations of each case, with seeds 0, 1, ...")] = 1,
-    kv_format: Annotated[
-        list[str] | None, typer.Option(help="page formats, raw or k<bits>v<bits>; default raw")
-    ] = None,
-    load_of: Annotated[
-        str | None, typer.Option(help="format whose saturation --load refers to; default: each its own")
-    ] = None,
-    cluster: Annotated[str, typer.Option(help="a100, a100-40gb, or a cluster file that the planner splits")] = "a100",
-    max_batch: Annotated[
-        int | None, typer.Option(help="jobs on a decode worker; default 32, in a file the planner's")
-    ] = None,
-    arrivals: Annotated[str, typer.Option(help="poisson, or trace: the workload's own times at that rate")] = "poisson",
-    frozen: Annotated[bool, typer.Option("--frozen", help="predictors learn nothing during the run")] = False,
-    slo_ttft: Annotated[float, typer.Option(help="goodput: most seconds to the first token")] = 5.0,
-    slo_tpot: Annotated[float, typer.Option(help="goodput: most seconds per output token")] = 0.2,
-    json: Annotated[Path | None, typer.Option(help="write the records here")] = None,
-    plot: Annotated[Path | None, typer.Option(help="write PNG and SVG into this folder; needs matplotlib")] = None,
-    saturation: Annotated[
-        bool, typer.Option("--saturation", help="only the rate at which each placement and policy saturates")
-    ] = False,
-    scale: Annotated[
-        bool, typer.Option("--scale", help="1,000,000 requests over 1,000 workers, and the time it takes")
-    ] = False,
-    against_live: Annotated[
-        bool, typer.Option("--against-live", help="a live cluster on the embedded model against its simulation")
-    ] = False,
-) -> None:
-    """The live scheduler on simulated workers: JCT, TTFT, waits and goodput by policy, predictor, placement and load."""
-    from rich.console import Console
-
-    from bench.report import write_json
-    from bench.scheduler import run_saturation, run_scheduler
-    from bench.sim_live import print_live, run_live
-    from bench.sim_options import SchedulerOptions
-    from bench.sim_plot import check_plot, write_plots
-    from bench.sim_report import print_saturation, print_scheduler
-    from bench.sim_scale import ScaleOptions, print_scale, run_scale
-    from scheduler.simulator import Slo
-
-    lists = {
-        "workload": workload, "policy": policy, "predictor": predictor, "placement": placement, "load": load,
-        "rate": rate, "kv_format": kv_format,
-    }  # fmt: skip
-    given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
-    with _config_errors():
-        if scale or against_live:
-            if given or (scale and against_live):
-                flags = ", ".join(["--" + name.replace("_", "-") for name in given]) or "both"
-                raise ConfigError(f"--scale and --against-live stand alone; given: {flags}")
-            result = run_scale(ScaleOptions()) if scale else run_live()
-            print_scale(result, Console()) if scale else print_live(result, Console())
-            if json:
-                write_json(json, result)
-            return
-        options = SchedulerOptions(
-            requests=requests, seeds=seeds, load_of=load_of, cluster=cluster, max_batch=max_batch, arrivals=arrivals,
-            frozen=frozen, slo=Slo(slo_ttft, slo_tpot), **given,  # type: ignore[arg-type]
-        )  # fmt: skip
-        if plot:
-            check_plot(plot)
-        result = run_saturation(options) if saturation else run_scheduler(options)
-        print_saturation(result, Console()) if saturation else print_scheduler(result, Console())
-        if json:
-            write_json(json, result)
-        if plot and not saturation:
-            write_plots(plot, result)
+app.command(cls=ManyValuesCommand)(scheduler)

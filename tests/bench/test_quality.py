@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from typer.testing import CliRunner
 
-from bench.cli import EXIT_BAD_CONFIG, app
+from bench.cli import app
 from bench.codes_history import Span, num_steps, step_spans
+from bench.exits import EXIT_BAD_CONFIG
 from bench.quality import FormatQuality, QualityOptions, evaluate, parse_formats, question, recommend
 from bench.recall import make_lookups, sentences
 from bench.teacher import Figures, Group, Question, count_answered, in_groups

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bench.cli import EXIT_ALL_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED, app
+from bench.cli import app
 from bench.client import base_url
+from bench.exits import EXIT_ALL_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED
 from bench.metrics import Limits
 from bench.serve import ServeOptions, ServeResult, run_serve
 from packhorse.errors import ConfigError

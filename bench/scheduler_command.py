@@ -1,0 +1,115 @@
+"""`packhorse bench scheduler`: its flags, and which of its four runs they ask for. What a run needs is imported when it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bench.exits import config_errors
+from packhorse.errors import ConfigError
+
+
+def scheduler(
+    workload: Annotated[
+        list[str] | None, typer.Option(help="synthetic, alpaca, azure-conv, azure-code, mooncake, arxiv, or a file")
+    ] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="scheduling policies, or all; default fcfs")] = None,
+    predictor: Annotated[list[str] | None, typer.Option(help="none, learned, oracle, or another name")] = None,
+    placement: Annotated[list[str] | None, typer.Option(help="placements, or all; default least-loaded")] = None,
+    load: Annotated[list[float] | None, typer.Option(help="fractions of measured saturation; default 0.9")] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="requests per second, instead of --load")] = None,
+    requests: Annotated[int, typer.Option(help="requests of one simulation")] = 2000,
+    seeds: Annotated[int, typer.Option(help="simulations of each case, with seeds 0, 1, ...")] = 1,
+    kv_format: Annotated[
+        list[str] | None, typer.Option(help="page formats, raw or k<bits>v<bits>; default raw")
+    ] = None,
+    load_of: Annotated[
+        str | None, typer.Option(help="format whose saturation --load refers to; default: each its own")
+    ] = None,
+    cluster: Annotated[str, typer.Option(help="a100, a100-40gb, or a cluster file that the planner splits")] = "a100",
+    max_batch: Annotated[
+        int | None, typer.Option(help="jobs on a decode worker; default 32, in a file the planner's")
+    ] = None,
+    arrivals: Annotated[str, typer.Option(help="poisson, or trace: the workload's own times at that rate")] = "poisson",
+    frozen: Annotated[bool, typer.Option("--frozen", help="predictors learn nothing during the run")] = False,
+    slo_ttft: Annotated[float, typer.Option(help="goodput: most seconds to the first token")] = 5.0,
+    slo_tpot: Annotated[float, typer.Option(help="goodput: most seconds per output token")] = 0.2,
+    json: Annotated[Path | None, typer.Option(help="write the records here")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write PNG and SVG into this folder; needs matplotlib")] = None,
+    saturation: Annotated[
+        bool, typer.Option("--saturation", help="only the rate at which each placement and policy saturates")
+    ] = False,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="1,000,000 requests over 1,000 workers, and the time it takes")
+    ] = False,
+    against_live: Annotated[
+        bool, typer.Option("--against-live", help="a live cluster on the embedded model against its simulation")
+    ] = False,
+) -> None:
+    """The live scheduler on simulated workers: JCT, TTFT, waits and goodput by policy, predictor, placement and load."""
+    lists = {
+        "workload": workload, "policy": policy, "predictor": predictor, "placement": placement, "load": load,
+        "rate": rate, "kv_format": kv_format,
+    }  # fmt: skip
+    given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
+    with config_errors():
+        if scale or against_live:
+            _check_alone(scale and against_live, tuple(given))
+            _run_scale(json) if scale else _run_against_live(json)
+            return
+        single = {
+            "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
+            "arrivals": arrivals, "frozen": frozen,
+        }  # fmt: skip
+        _run_grid({**single, **given}, (slo_ttft, slo_tpot), json, plot, saturation=saturation)
+
+
+def _check_alone(both: bool, given: tuple[str, ...]) -> None:
+    if both or given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given) or "both"
+        raise ConfigError(f"--scale and --against-live stand alone; given: {flags}")
+
+
+def _run_scale(json: Path | None) -> None:
+    from bench.sim_scale import ScaleOptions, print_scale, run_scale
+
+    result = run_scale(ScaleOptions())
+    print_scale(result, Console())
+    _write(json, result)
+
+
+def _run_against_live(json: Path | None) -> None:
+    from bench.sim_live import print_live, run_live
+
+    result = run_live()
+    print_live(result, Console())
+    _write(json, result)
+
+
+def _run_grid(
+    given: dict[str, Any], slo: tuple[float, float], json: Path | None, plot: Path | None, *, saturation: bool
+) -> None:
+    from bench.scheduler import run_saturation, run_scheduler
+    from bench.sim_options import SchedulerOptions
+    from bench.sim_plot import check_plot, write_plots
+    from bench.sim_report import print_saturation, print_scheduler
+    from scheduler.simulator import Slo
+
+    options = SchedulerOptions(slo=Slo(*slo), **given)
+    if plot:
+        check_plot(plot)
+    result = run_saturation(options) if saturation else run_scheduler(options)
+    print_saturation(result, Console()) if saturation else print_scheduler(result, Console())
+    _write(json, result)
+    if plot and not saturation:
+        write_plots(plot, result)
+
+
+def _write(json: Path | None, result: Any) -> None:
+    from bench.report import write_json
+
+    if json:
+        write_json(json, result)
