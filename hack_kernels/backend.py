@@ -32,7 +32,7 @@ def choose(device: torch.device | str) -> Backend:
     Raises ValueError for a device that torch does not know, and for a PACKHORSE_KERNELS that is unknown or cannot run here.
     """
     try:
-        kind = torch.device(device).type
+        kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"device={device!r}: {error}") from None
     return _choose(kind, os.environ.get(VARIABLE) or None)

@@ -11,6 +11,7 @@ from .checks import (
     INDICES,
     check_format,
     check_heads,
+    check_once,
     check_pool,
     check_range,
     check_residual,
@@ -69,7 +70,7 @@ def run_decode(
 ) -> Tensor:
     """`operation`, with the arguments of `decode_attention`. Native kernels look at the values themselves, in less time."""
     arguments = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
-    check_decode(fmt, *arguments)
+    check_once(check_decode, fmt, *arguments)
     attend = implementation(q.device, operation, "fused_dequant" if operation.startswith("fused") else None)
     if choose(q.device).name != "cpu":
         check_decode_values(fmt, *arguments)

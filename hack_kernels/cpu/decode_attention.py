@@ -1,6 +1,12 @@
-"""One decode step's attention of a layer on codes, natively: tasks over (sequence, KV head, range of pages), merged by log-sum-exp."""
+"""One decode step's attention of a layer on codes, natively: tasks over (sequence, KV head, range of pages), merged by log-sum-exp.
+
+A step makes the same call once per layer, and what other code ran between has left this file's cold. So all that follows from
+types, shapes and strides is worked out once and kept as a plan: what is left of a call is looking that up, and addresses.
+"""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,13 +17,18 @@ from .library import (
     DTYPES,
     MAX_ROWS,
     Decode,
+    Pool,
+    Residual,
+    Run,
     call,
     format_struct,
-    pool_struct,
     readable,
-    residual_struct,
-    run,
+    run_numbers,
 )
+
+Place = tuple[torch.Size, tuple[int, ...]]  # shape and strides
+
+MOST_PLANS = 1024  # batches and page tables come in many shapes
 
 
 def decode_attention(
@@ -34,21 +45,45 @@ def decode_attention(
     dequant: bool = False,
 ) -> Tensor:
     """See hack_kernels/decode_attention.py. `dequant`: codes are dequantized in registers instead, as fused_dequant.py says."""
-    queries = q.unsqueeze(1) if q.dim() == 3 else q  # [batch, queries, heads, head_dim]
-    group = queries.shape[2] // pages.shape[1]
-    if queries.shape[1] * group > MAX_ROWS:
-        raise ValueError(f"q has {queries.shape[1] * group} queries per KV head, more than {MAX_ROWS}")
-    queries, pages, residual, table = readable(queries), readable(pages), readable(residual), readable(page_table)
-    counts = [x.contiguous() for x in (num_pages, residual_rows, residual_tokens)]
-    out = torch.empty(queries.shape, dtype=q.dtype)
-    call(
-        "packhorse_decode",
-        Decode(
-            format_struct(fmt), run(dequant), pool_struct(pages), residual_struct(residual),
-            queries.shape[0], queries.shape[1], pages.shape[1], group, queries.data_ptr(), out.data_ptr(),
-            DTYPES[q.dtype], *queries.stride()[:3], *out.stride()[:3], table.data_ptr(),
-            *(x.data_ptr() for x in counts), table.stride(0), table.shape[1],
-            pages.shape[0], residual.shape[0], scale,
-        ),
+    tensors = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
+    plan = _plan(fmt, scale, *run_numbers(), dequant, q.dtype, *[(x.shape, x.stride()) for x in tensors])
+    if plan is None:
+        q, pages, page_table, num_pages, residual, residual_rows, residual_tokens = map(readable, tensors)
+        counts = (num_pages, residual, residual_rows, residual_tokens)
+        return decode_attention(fmt, q, pages, page_table, *counts, scale, dequant=dequant)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    call("packhorse_decode", plan, out.data_ptr(), *[x.data_ptr() for x in tensors])
+    return out
+
+
+@lru_cache(MOST_PLANS)
+def _plan(
+    fmt: PageFormat,
+    scale: float,
+    isa: int,
+    threads: int,
+    dequant: bool,
+    dtype: torch.dtype,
+    q: Place,
+    pages: Place,
+    page_table: Place,
+    num_pages: Place,
+    residual: Place,
+    residual_rows: Place,
+    residual_tokens: Place,
+) -> Decode | None:
+    """All of a call but the addresses; None where a tensor's last dimension is not contiguous."""
+    places = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
+    if any(shape[-1] > 1 and strides[-1] != 1 for shape, strides in places):
+        return None
+    (batch, *several, heads, head_dim), strides = q
+    queries, kv_heads = (several or [1])[0], pages[0][1]
+    if queries * (group := heads // kv_heads) > MAX_ROWS:
+        raise ValueError(f"q has {queries * group} queries per KV head, more than {MAX_ROWS}")
+    return Decode(
+        format_struct(fmt), Run(isa, threads, dequant), Pool(None, *pages[1][:2]), Residual(None, *residual[1][:4]),
+        batch, queries, kv_heads, group, None, None,
+        DTYPES[dtype], strides[0], strides[-3] if several else 0, strides[-2],
+        queries * heads * head_dim, heads * head_dim, head_dim,
+        None, None, None, None, page_table[1][0], page_table[0][1], pages[0][0], residual[0][0], scale,
     )  # fmt: skip
-    return out.view(q.shape)

@@ -156,11 +156,16 @@ def using_isa(name: str) -> Iterator[None]:
         _isa = before
 
 
-def run(dequant: bool = False) -> Run:
+def run_numbers() -> tuple[int, int]:
+    """The instruction set's index and the number of threads."""
     global _isa
     if _isa is None:
         _isa = isas().index(current_isa())
-    return Run(_isa, torch.get_num_threads(), dequant)
+    return _isa, torch.get_num_threads()
+
+
+def run() -> Run:
+    return Run(*run_numbers(), 0)
 
 
 @lru_cache
@@ -208,9 +213,9 @@ class BadValue(Exception):
     """An index or a count is out of its range. The caller, who has the names, says which."""
 
 
-def call(function: str, arguments: ctypes.Structure) -> None:
+def call(function: str, arguments: ctypes.Structure, *addresses: int) -> None:
     """Raises MemoryError where the kernels could not allocate their scratch memory, BadValue where a value is out of range."""
-    status = getattr(load(), function)(ctypes.byref(arguments))
+    status = getattr(load(), function)(ctypes.byref(arguments), *map(c_void_p, addresses))
     if status == BAD_VALUE:
         raise BadValue(function)
     if status:

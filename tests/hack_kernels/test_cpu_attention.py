@@ -187,3 +187,20 @@ def test_rows_of_all_that_is_supported(isa: str) -> None:
     torch.testing.assert_close(out, expected, atol=0.05, rtol=0)
     with pytest.raises(ValueError, match=r"^q has 136 queries per KV head"):
         decode_attention(stored.fmt, torch.zeros(1, 8, 17, 16), *stored.arguments(), 0.25)
+
+
+def test_what_passed_once_is_not_a_licence_for_others(isa: str) -> None:
+    """Shapes and types that have passed are remembered; strides, values and other types are not taken for them."""
+    stored, q = make("k2v2", [70, 300], 2, 64), random_q(2, 4, 64)
+    arguments = stored.arguments()
+    expected = decode_attention(stored.fmt, q, *arguments, 0.125)
+    apart = torch.stack((q, torch.zeros_like(q)), -1)[..., 0]
+    assert torch.equal(decode_attention(stored.fmt, apart, *arguments, 0.125), expected)
+    assert not torch.equal(decode_attention(stored.fmt, q, *arguments, 0.25), expected)
+    other = stored.residual.double()
+    with pytest.raises(ValueError, match=r"^residual has dtype torch.float64"):
+        decode_attention(stored.fmt, q, *arguments[:3], other, *arguments[4:], 0.125)
+    with pytest.raises(ValueError, match=r"^num_pages holds 99"):
+        decode_attention(stored.fmt, q, *arguments[:2], torch.tensor([99, 0]), *arguments[3:], 0.125)
+    with pytest.raises(ValueError, match=r"^residual_rows is a list"):
+        decode_attention(stored.fmt, q, *arguments[:4], [0, 1], arguments[5], 0.125)  # type: ignore[arg-type]
