@@ -1,7 +1,7 @@
 """One job's arrival on the decode side: writes what the page stream brings into the pool and knows what is still missing.
 
 A job is complete only when every layer has brought each page once and its residual: nothing is ever decoded on missing
-data. It knows nothing of links, checksums (the receiver has checked them) or decoding.
+data. Pages that the reservation shares are here already. It knows nothing of links, checksums (the receiver has checked them) or decoding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Intake:
         self._layers = pool.pages.shape[0]
         self._num_pages = pool.fmt.num_pages(len(job.prompt))
         self._residual_tokens = pool.fmt.residual_tokens(len(job.prompt))
-        self._missing_pages = {(layer, page) for layer in range(self._layers) for page in range(self._num_pages)}
+        to_come = range(reservation.shared_pages, self._num_pages)
+        self._missing_pages = {(layer, page) for layer in range(self._layers) for page in to_come}
         self._missing_residuals = set(range(self._layers))
 
     def pages(self, message: Pages, payload: memoryview) -> None:

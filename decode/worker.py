@@ -27,6 +27,7 @@ from model.worker import STOP_SECONDS, Worker
 from packhorse.config import DecodeConfig
 from packhorse.errors import ConfigError, JobCancelledError, PackhorseError
 from transport.messages import (
+    Job,
     JobDone,
     JobStats,
     Pages,
@@ -42,6 +43,7 @@ from transport.messages import (
     WorkerInfo,
     WorkerLoad,
 )
+from transport.page_digest import PageDigests
 from transport.security import require_secret
 from transport.streams import PageReceiver
 
@@ -112,7 +114,10 @@ class DecodeWorker(Worker):
             self._engine = None
 
     def load(self) -> WorkerLoad:
+        """Says beforehand which prefix pages are held: a hint for placements, so at a heartbeat is soon enough."""
         assert self._receiver is not None
+        if (changes := self._pool.prefixes.report.take(self.worker_id)) is not None:
+            self.agent.send(changes)
         means, self._since_load = self._since_load, StepMeans()
         return WorkerLoad(
             step_seconds=means.step_seconds,
@@ -121,6 +126,7 @@ class DecodeWorker(Worker):
             generated={job_id: held.sequence.generated for job_id, held in self._jobs.items() if held.sequence},
             jobs=len(self._jobs),
             pages_used=self._pool.used_slots,
+            pages_cached=self._pool.cached_slots,
             host_pages_used=self._pool.host_pages_used,
             residuals_used=self._pool.used_rows,
             links=self._receiver.num_links,
@@ -144,12 +150,17 @@ class DecodeWorker(Worker):
         job = message.job
         try:
             self.check(job)
-            reservation = self._pool.reserve(job.job_id, message.pages)
+            reservation = self._pool.reserve(job.job_id, message.pages, self._digests(job))
         except PackhorseError as error:
             self.failed(job.job_id, error)
             return
         self._jobs[job.job_id] = Held(Intake(job, self._pool, reservation))
-        self.agent.send(Reserved(job_id=job.job_id, worker_id=self.worker_id))
+        held_pages = reservation.shared_pages
+        self.agent.send(Reserved(job_id=job.job_id, worker_id=self.worker_id, held_pages=held_pages))
+
+    def _digests(self, job: Job) -> tuple[bytes, ...]:
+        """Of the prompt pages that the job may share with others."""
+        return tuple(PageDigests(job, self.layout)) if self.config.prefix_cache else ()
 
     async def _preempt(self, message: Preempt) -> None:
         """Whatever ends the job while the step under way does, wins."""
@@ -178,6 +189,10 @@ class DecodeWorker(Worker):
         held.state = State.RUNNING
         assert self._engine is not None
         self._engine.add(held.sequence)
+
+    def _lost(self) -> None:
+        super()._lost()
+        self._pool.prefixes.restart_report()
 
     async def drop(self, job_id: str, error: PackhorseError) -> None:
         held = self._jobs.get(job_id)
@@ -220,7 +235,7 @@ class DecodeWorker(Worker):
         assert self._engine is not None
         stats = message.stats.model_copy(update={"decode_worker": self.worker_id})
         held.sequence = DecodeSequence(
-            job, held.intake.reservation, sampler, finish, stats, token, num_tokens=len(job.prompt)
+            job, self._pool.share(job.job_id), sampler, finish, stats, token, num_tokens=len(job.prompt)
         )
         self._engine.add(held.sequence)
 

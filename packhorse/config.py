@@ -99,6 +99,9 @@ class DecodeConfig(WorkerConfig):
     max_jobs: int = Field(default=32, ge=1)
     pool_pages: int | None = Field(default=None, ge=1)
     pool_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
+    prefix_cache: bool = Field(
+        default=True, description="keep the pages of prompts, and use them for prompts that begin alike"
+    )
     host_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="host memory for the pages of preempted jobs")
 
 

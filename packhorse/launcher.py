@@ -49,6 +49,9 @@ class ClusterConfig(ProcessConfig):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: SecretStr | None = None
+    prefix_cache: bool = Field(
+        default=True, description="keep the pages of prompts, and use them for prompts that begin alike"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of each worker; default: cores // workers")
     restart: bool = True
     start_seconds: float = Field(default=120.0, gt=0)
@@ -159,6 +162,7 @@ class LocalCluster:
         control = f"tcp://127.0.0.1:{self._control_port}"
         given = {name: getattr(config, name) for name in ("model", "dtype", "device", "kv_format", "link")}
         worker = {**given, "scheduler": control, "threads": threads}
+        decode = {**worker, "prefix_cache": config.prefix_cache}
         gateway = {"scheduler": control, "host": config.host, "port": self._port, "model": config.model}
         gateway |= {"served_name": config.served_name}
         scheduler = {name: getattr(config, name) for name in ("policy", "placement", "predictor")} | {"bind": control}
@@ -166,13 +170,13 @@ class LocalCluster:
             self._spec("scheduler", "scheduler", scheduler, _SCHEDULER),
             self._spec("gateway", "gateway", gateway, _GATEWAY),
             *(self._spec(f"prefill-{i}", "prefill", worker, _WORKERS, threads) for i in range(config.prefill)),
-            *(self._spec(f"decode-{i}", "decode", worker, _WORKERS, threads) for i in range(config.decode)),
+            *(self._spec(f"decode-{i}", "decode", decode, _WORKERS, threads) for i in range(config.decode)),
         ]
 
     def _spec(self, name: str, role: str, fields: Mapping[str, object], stage: int, threads: int = 1) -> Spec:
         fields = {**fields, "log_level": self.config.log_level}
         fields |= {**self._options.get(role, {}), **self._options.get(name, {})}
-        flags = [text for key, value in fields.items() if value is not None for text in (flag(key), str(value))]
+        flags = [text for key, value in fields.items() if value is not None for text in _arguments(key, value)]
         base = [sys.executable, "-P", "-m", "packhorse", role, *flags]
 
         def argv(starts: int) -> list[str]:
@@ -191,6 +195,12 @@ class LocalCluster:
         if self.config.api_key:
             env[variable("api_key")] = self.config.api_key.get_secret_value()
         return env
+
+
+def _arguments(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return (flag(name) if value else f"--no-{flag(name)[2:]}",)
+    return flag(name), str(value)
 
 
 def cores() -> int:

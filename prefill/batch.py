@@ -37,6 +37,7 @@ class PrefillSequence:
     sampler: SamplerState
     finish: FinishRule
     kv: torch.Tensor  # [layers, 2, kv_heads, prompt_tokens, head_dim], the scratch
+    held_pages: int = 0  # the prompt's first ones, which the decode worker has: they are not handed over
     done_tokens: int = 0
     seconds: float = 0.0
     shipped_bytes: int = 0
@@ -119,10 +120,11 @@ class PrefillBatch:
         return out
 
     def _ship(self, piece: Piece, layer: int, kv: torch.Tensor) -> None:
-        """Hands over the pages that this piece closed in `layer`; at the prompt's end, keeps the residual."""
+        """Hands over the pages that this piece closed in `layer`, less held ones; at the prompt's end, keeps the residual."""
         sequence, fmt, outlet = piece.sequence, self.fmt, piece.sequence.outlet
         assert outlet is not None
-        first, last = fmt.num_pages(piece.start), fmt.num_pages(piece.end)
+        last = fmt.num_pages(piece.end)
+        first = max(fmt.num_pages(piece.start), sequence.held_pages)
         if last > first:
             closed = kv[:, :, self._token(first) : self._token(last)]
             blocks = torch.unflatten(closed, 2, (last - first, fmt.page_tokens)).transpose(1, 2)

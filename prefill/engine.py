@@ -51,11 +51,14 @@ class PrefillEngine:
         """Every `prefill` must have ended or been cancelled before."""
         await asyncio.to_thread(self._thread.stop, timeout_seconds)
 
-    async def prefill(self, job: Job, outlet: Outlet | None) -> FirstToken:
-        """Computes the prompt and samples token 1. Raises PackhorseError when the model's output cannot be used."""
+    async def prefill(self, job: Job, outlet: Outlet | None, held_pages: int = 0) -> FirstToken:
+        """Computes the prompt and samples token 1; its first `held_pages` are not handed over.
+
+        Raises PackhorseError when the model's output cannot be used.
+        """
         result: asyncio.Future[FirstToken] = self._loop.create_future()
         self._results[job.job_id] = result
-        self._thread.submit(lambda: self._add(job, outlet))
+        self._thread.submit(lambda: self._add(job, outlet, held_pages))
         try:
             return await result
         except asyncio.CancelledError:
@@ -77,7 +80,7 @@ class PrefillEngine:
 
     # ---- on the engine's thread
 
-    def _add(self, job: Job, outlet: Outlet | None) -> None:
+    def _add(self, job: Job, outlet: Outlet | None, held_pages: int) -> None:
         try:
             self._sequences[job.job_id] = PrefillSequence(
                 job=job,
@@ -85,6 +88,7 @@ class PrefillEngine:
                 sampler=SamplerState(job.sampling, job.prompt),
                 finish=FinishRule(job, self._tokenizer, self._model.info.eos_token_ids),
                 kv=PrefillSequence.scratch(self._model.info, len(job.prompt)),
+                held_pages=held_pages,
             )
         except (PackhorseError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             self._fail(job.job_id, _as_packhorse(error))

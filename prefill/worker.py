@@ -24,6 +24,7 @@ from transport.messages import (
     WorkerInfo,
     WorkerLoad,
 )
+from transport.payload_sizes import page_layer_bytes
 from transport.streams import PageSender, SendStream
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class PrefillWorker(Worker):
         stream = sender.open(start.job.job_id, start.job.priority)
         self._leases[start.job.job_id] = stream
         try:
-            first = await self._engine.prefill(start.job, _StreamOutlet(stream, self.loop))
+            first = await self._engine.prefill(start.job, _StreamOutlet(stream, self.loop), start.held_pages)
             if first.finish_reason is not None:
                 stream.abort(JobCancelledError(f"token 1 ended the job ({first.finish_reason})"))
                 self._finish(start, first, self._stats(start, first, stream.bytes_sent))
@@ -192,12 +193,14 @@ class PrefillWorker(Worker):
     def _stats(self, start: StartPrefill, first: FirstToken, bytes_shipped: int) -> JobStats:
         """`bytes_shipped` of a job that token 1 ended counts the pages that had left before token 1 was known."""
         info, tokens = self.model.info, len(start.job.prompt)
+        shipped = first.finish_reason is None
         return JobStats(
             prompt_tokens=tokens,
             completion_tokens=1,
             prefill_worker=self.worker_id,
-            decode_worker=start.decode_worker if first.finish_reason is None else "",
+            decode_worker=start.decode_worker if shipped else "",
             bytes_shipped=bytes_shipped,
+            bytes_held=start.held_pages * page_layer_bytes(self.layout) * info.layers if shipped else 0,
             raw_bytes=2 * info.layers * info.kv_heads * info.head_dim * tokens * _RAW_VALUE_BYTES,
             queue_seconds=start.queue_seconds,
             prefill_seconds=first.seconds,

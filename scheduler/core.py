@@ -217,6 +217,7 @@ class SchedulerCore:
         if job is None:  # forgotten here after its release deadline, yet held there
             self._send(peer, Release(job_id=message.job_id, reason="unknown job"))
         elif job.reserved(message.worker_id, now):
+            job.held_pages = message.held_pages
             self._life.start_prefill(job)
 
     def _on_prefill_done(self, peer: bytes, message: PrefillDone, now: float) -> None:

@@ -91,7 +91,7 @@ class TrackedJob:
     `pages` is its reservation on a decode worker (0 without one). `holds` are the workers that may hold something of it; the
     value tells whether the worker has been told of the job, so that it must be asked to release it. `run_pages` are the device
     pages that it needs to go on decoding; `forecast`, `progress` and `pause` are what policies judge by; `context_tokens` is the
-    mean of its context over its predicted life.
+    mean of its context over its predicted life. `held_pages` of the prompt its decode worker holds already: they are not sent.
     """
 
     job: Job
@@ -112,6 +112,7 @@ class TrackedJob:
     context_tokens: int = field(init=False)
     progress: Progress = field(init=False)
     run_pages: int = field(init=False)
+    held_pages: int = 0
     swap: Swap = Swap.IN
     preemptions: int = 0
     pause: ToolPause | None = None

@@ -115,6 +115,7 @@ class Lifecycle:
             decode_worker=job.decode_worker,
             data_address=decode.info.data_address if decode is not None else None,
             queue_seconds=job.queue_seconds,
+            held_pages=job.held_pages,
         )
         self._send(prefill.peer, start)
         placed = Placed(

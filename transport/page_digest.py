@@ -9,7 +9,7 @@ anyone can. 2**64 pages would have to be hashed to find one pair, 2**128 for a g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -43,6 +43,9 @@ class PageDigests:
             self._last = _digest(self._last + self._tokens(len(self._known)))
             self._known.append(self._last)
         return self._known[page]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[page] for page in range(self._num_pages))
 
     def _tokens(self, page: int) -> bytes:
         end = self._sinks + (page + 1) * self._page_tokens

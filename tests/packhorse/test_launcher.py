@@ -19,8 +19,11 @@ def specs(cluster: LocalCluster) -> dict[str, Spec]:
 
 
 def options(spec: Spec, starts: int = 0) -> dict[str, str]:
-    flags = list(spec.argv(starts))[5:]
-    return dict(zip(flags[::2], flags[1::2], strict=True))
+    """Flag -> value; "" where none follows it."""
+    words = list(spec.argv(starts))[5:]
+    following = [*words[1:], "--"]
+    pairs = zip(words, following, strict=True)
+    return {word: "" if after.startswith("--") else after for word, after in pairs if word.startswith("--")}
 
 
 def test_one_process_each_and_workers_by_number() -> None:
@@ -56,6 +59,15 @@ def test_options_reach_their_role_alone_and_every_command_is_accepted() -> None:
     for spec in specs(cluster).values():
         done = subprocess.run([*spec.argv(0), "--help"], env=spec.env, capture_output=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_switches_are_handed_on_as_flags_of_their_own() -> None:
+    for given, expected in ((True, "--prefix-cache"), (False, "--no-prefix-cache")):
+        made = {
+            name: options(spec) for name, spec in specs(LocalCluster(ClusterConfig(port=0, prefix_cache=given))).items()
+        }
+        assert expected in made["decode-0"]
+        assert expected not in made["prefill-0"]
 
 
 def test_threads_share_the_cores() -> None:

@@ -47,6 +47,9 @@ class JobStats(Model):
     prefill_worker: str = ""
     decode_worker: str = Field(default="", description="empty: token 1 ended the job")
     bytes_shipped: int = Field(default=0, description="payload bytes of pages and residual")
+    bytes_held: int = Field(
+        default=0, description="of prompt pages that the decode worker held, so that they were not sent"
+    )
     raw_bytes: int = Field(default=0, description="the same tokens as raw pages and residual in 16-bit values")
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0

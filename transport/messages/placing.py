@@ -23,6 +23,7 @@ class Reserved(Model):
     kind: Literal["reserved"] = "reserved"
     job_id: str
     worker_id: str
+    held_pages: int = Field(default=0, ge=0, description="the prompt's first pages, which the worker holds for the job")
 
 
 class Preempt(Model):
@@ -57,6 +58,7 @@ class StartPrefill(Model):
     decode_worker: str = ""
     data_address: str | None = None
     queue_seconds: float = 0.0
+    held_pages: int = Field(default=0, ge=0, description="the prompt's first pages, which are not to be sent")
 
 
 class PrefillDone(Model):

@@ -32,6 +32,9 @@ class WorkerLoad(Model):
 
     jobs: int = 0
     pages_used: int = Field(default=0, description="decode: pages reserved or filled")
+    pages_cached: int = Field(
+        default=0, description="decode: kept from ended jobs for their prefixes; free as far as reservations go"
+    )
     host_pages_used: int = Field(default=0, description="decode: reserved by jobs whose pages are in host memory")
     residuals_used: int = Field(default=0, description="decode: residual buffers in use")
     leases: int = Field(default=0, description="prefill: streams not yet acknowledged")
