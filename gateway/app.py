@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from gateway.chat import chat_completions
 from gateway.completions import completions
 from gateway.edge import Edge
+from gateway.explain import job, jobs
 from gateway.failure import error_response, http_error_response
 from gateway.openapi import describe
 from gateway.service import Service
@@ -31,6 +32,8 @@ def create_app(service: Service) -> FastAPI:
     app.add_api_route("/v1/models/{model_id:path}", model)
     app.add_api_route("/v1/completions", completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"])
+    app.add_api_route("/v1/jobs", jobs)
+    app.add_api_route("/v1/jobs/{job_id}", job)
     app.add_api_route("/health", health)
     app.add_api_route("/metrics", metrics)
     app.add_api_route("/status", status)

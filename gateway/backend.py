@@ -12,9 +12,12 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+from gateway.questions import Questions
 from packhorse.errors import ConfigError, LinkClosedError, PackhorseError, TransportError, UnavailableError
 from transport.messages import (
     Cancel,
+    Explain,
+    Explanations,
     Job,
     JobEnded,
     JobFailed,
@@ -123,6 +126,7 @@ class Backend:
         self._epoch: str | None = None
         self._jobs: dict[str, OpenJob] = {}
         self._owed: dict[str, Cancel] = {}  # cancels that had no connection to go out on
+        self._questions = Questions(control.send_now)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -166,13 +170,22 @@ class Backend:
             raise
         return events
 
+    async def explain(self, job_id: str = "", newest: int = 0) -> Explanations:
+        """Of one job, of a completion's jobs, or of the newest so many. Raises UnavailableError without a scheduler's answer."""
+        if self.status is None:
+            raise UnavailableError("the scheduler does not answer")
+        question = Explain(job_id=job_id, newest=newest)
+        answer: Explanations = await self._questions.ask((job_id, newest), question, self._silence_seconds)
+        return answer
+
     def cancel(self, job_id: str, reason: str) -> None:
         """Forgets a job and has the scheduler drop it, now or once it can be reached. Unknown jobs are ignored."""
         if self._jobs.pop(job_id, None) is not None:
             self._tell(Cancel(job_id=job_id, reason=reason))
 
     def fail_all(self, error: PackhorseError) -> None:
-        """Every open job ends with `error`, and is cancelled at the scheduler in case it still knows it."""
+        """Every open job ends with `error`, and is cancelled at the scheduler in case it still knows it. So do open questions."""
+        self._questions.fail_all(error)
         for job in list(self._jobs.values()):
             job.fail(error)
             self.cancel(job.job_id, error.message)
@@ -247,6 +260,8 @@ class Backend:
                 self.on_ended(message.stats)
                 if job := self._jobs.get(message.job_id):
                     job.polls_since_end = 0
+            case Explanations():
+                self._questions.answered((message.job_id, message.newest), message)
             case Placed():
                 log.debug("%s: %s -> %s", message.job_id, message.prefill_worker, message.decode_worker or "(none)")
             case _:

@@ -20,7 +20,15 @@ from packhorse.errors import AuthenticationError, JobCancelledError, PackhorseEr
 log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/metrics"})
-ENDPOINTS = OPEN_PATHS | {"/status", "/v1/models", "/v1/completions", "/v1/chat/completions", "/openapi.json"}
+ENDPOINTS = OPEN_PATHS | {
+    "/status",
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/jobs",
+    "/openapi.json",
+}
+_NAMED = {"/v1/models/": "/v1/models/{id}", "/v1/jobs/": "/v1/jobs/{id}"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -83,6 +91,7 @@ def _request_id(headers: Headers) -> str:
 
 def _endpoint(path: str) -> str:
     """`path` as a metric label, of which there are few."""
-    if path.startswith("/v1/models/"):
-        return "/v1/models/{id}"
+    for prefix, endpoint in _NAMED.items():
+        if path.startswith(prefix):
+            return endpoint
     return path if path in ENDPOINTS else "other"

@@ -17,7 +17,8 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.choice import Choice, Piece
 from gateway.failure import error_object, error_response
@@ -80,10 +81,17 @@ class Reply(Response):
         self._stream = stream
         self._include_usage = include_usage
         self._started = False
-        self._envelope = {"id": request_id, "created": int(time.time()), "model": service.model_name}
+        self._envelope: dict[str, Any] = {"id": request_id, "created": int(time.time()), "model": service.model_name}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not await while_connected(receive, self._answer(scope, receive, send)):
+        """Whatever is sent, an error too, names the completion, by which /v1/jobs/{id} knows its jobs."""
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-completion-id"] = self._envelope["id"]
+            await send(message)
+
+        if not await while_connected(receive, self._answer(scope, receive, send_named)):
             self._service.metrics.cancelled.inc()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

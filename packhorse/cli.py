@@ -87,6 +87,24 @@ def chat(
 
 
 @app.command()
+def explain(
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="a completion's id, or a job's: the completion's and -CHOICE")
+    ] = None,
+    url: Annotated[str, typer.Option(envvar=variable("url"), help="a running server")] = "http://127.0.0.1:8000",
+    last: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="the newest jobs, a line each, instead of one")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar=variable("api_key"), help="the server's API key")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Say how a job was scheduled: its predicted length, its workers, why, and what became of it."""
+    from packhorse.explain import explain as run_explain
+
+    raise typer.Exit(run_explain(url, job, last, api_key, as_json=json))
+
+
+@app.command()
 def doctor(json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Say what this machine has and what will use it."""
     from packhorse.doctor import doctor as examine

@@ -35,15 +35,20 @@ def open_client(url: str, api_key: str | None = None) -> httpx.Client:
     return httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(TOKEN_SECONDS, connect=CONNECT_SECONDS))
 
 
-def first_model(client: httpx.Client) -> str:
-    """The name of the first model served. Raises ServerError."""
+def get_json(client: httpx.Client, path: str) -> Any:
+    """What the server has at `path`. Raises ServerError."""
     try:
-        answer = client.get("/v1/models")
+        answer = client.get(path)
     except httpx.HTTPError as error:
         raise ServerError(f"cannot reach {client.base_url}: {error}") from error
     if answer.status_code != httpx.codes.OK:
         raise ServerError(_message(answer.status_code, answer.text))
-    return str(answer.json()["data"][0]["id"])
+    return answer.json()
+
+
+def first_model(client: httpx.Client) -> str:
+    """The name of the first model served. Raises ServerError."""
+    return str(get_json(client, "/v1/models")["data"][0]["id"])
 
 
 def stream_chat(

@@ -7,6 +7,7 @@
      |   +- ContextLengthError    400  prompt and completion do not fit the model or any worker
      |   +- AuthenticationError   401  missing or wrong API key
      |   +- ModelNotFoundError    404  the model is not served here
+     |   +- JobNotFoundError      404  the scheduler knows no such job, or not any more
      |   +- BodyTimeoutError      408  the request's body took too long to arrive
      |   +- BodyTooLargeError     413  the request's body is over the gateway's limit
      |   +- ContentTypeError      415  the request's body is not JSON by its content type
@@ -67,6 +68,11 @@ class AuthenticationError(RequestError):
 class ModelNotFoundError(RequestError):
     status = 404
     code = "model_not_found"
+
+
+class JobNotFoundError(RequestError):
+    status = 404
+    code = "job_not_found"
 
 
 class BodyTimeoutError(RequestError):

@@ -285,6 +285,7 @@ class SchedulerCore:
             check_admission(tracked, self.workers, len(self.policy), self.config.max_queue)
         except PackhorseError as error:
             self._refuse(peer, job, error)
+            self.decisions.refused(job, error)
             self.totals[failed(error).label] += 1
             return
         self._life.queue(tracked, now)
@@ -304,7 +305,8 @@ class SchedulerCore:
         self._send(peer, self.status(now))
 
     def _on_explain(self, peer: bytes, message: Explain, now: float) -> None:
-        self._send(peer, self.decisions.explain(message.job_id))
+        self._gateways[peer] = now
+        self._send(peer, self._life.explain(message))
 
     def _drop_silent_gateways(self, now: float) -> None:
         oldest = now - 2 * self.config.worker_timeout_seconds

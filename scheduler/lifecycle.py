@@ -10,6 +10,7 @@ import heapq
 import logging
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from packhorse.config import SchedulerConfig
 from packhorse.errors import DeadlineError
@@ -22,6 +23,8 @@ from scheduler.preemption import Preemption
 from scheduler.workers import Worker, Workers
 from transport.messages import (
     ErrorInfo,
+    Explain,
+    Explanations,
     JobEnded,
     JobFailed,
     Model,
@@ -89,7 +92,7 @@ class Lifecycle:
         job.place(pair.prefill.worker_id, pair.decode.worker_id if pair.decode is not None else "", now)
         job.progress.run(now)
         pair.prefill.hold(job)
-        self.decisions.placed(job, pair)
+        self.decisions.placed(job, pair, now)
         names = (job.prefill_worker, job.decode_worker or "no decode worker")
         log.info("job %s placed on %s and %s after %.3f s in the queue", job.job_id, *names, job.queue_seconds)
         if pair.decode is None:
@@ -125,6 +128,22 @@ class Lifecycle:
             queue_seconds=job.queue_seconds,
         )
         self._send(job.gateway, placed)
+
+    def explain(self, asked: Explain) -> Explanations:
+        """How these jobs were scheduled, with the state of those that are under way."""
+        known = self.decisions.named(asked.job_id) if asked.job_id else self.decisions.newest(asked.newest)
+        jobs = tuple(told.model_copy(update=self._state_of(told.job_id)) for told in known)
+        return Explanations(job_id=asked.job_id, newest=asked.newest, jobs=jobs)
+
+    def _state_of(self, job_id: str) -> dict[str, Any]:
+        job = self.jobs.get(job_id)
+        if job is None or job.outcome is not None:
+            return {}
+        return {
+            "stage": job.state.value,
+            "preemptions": job.preemptions,
+            "generated_tokens": job.progress.generated,
+        }
 
     def watch(self, job: TrackedJob) -> None:
         """The job has a new deadline."""
@@ -174,6 +193,7 @@ class Lifecycle:
             for worker_id in holders if ask else ():
                 self._ask_release(job, worker_id, why)
             self._count(job, outcome, stage, why)
+            self.decisions.ended(job, now)
             if job.state is JobState.RELEASING:
                 self.watch(job)
             if outcome is DONE:
@@ -182,7 +202,6 @@ class Lifecycle:
 
     def _learn_from(self, job: TrackedJob, now: float) -> None:
         tokens = job.stats.completion_tokens
-        self.decisions.ended(job.job_id, tokens)
         if tokens > 0:
             self._policy.observe(job, tokens, now)
             self._experience.ended(job, tokens)

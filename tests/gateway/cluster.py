@@ -15,6 +15,9 @@ from packhorse.errors import LinkClosedError, PackhorseError
 from transport.messages import (
     Cancel,
     ErrorInfo,
+    Explain,
+    Explanation,
+    Explanations,
     Job,
     JobEnded,
     JobFailed,
@@ -111,6 +114,11 @@ class FakeCluster:
                 self.cancelled[message.job_id] = message.reason
                 if task := self.running.pop(message.job_id, None):
                     task.cancel()
+            case Explain() if self.answers:
+                known = [self.explained(job) for job in self.jobs if job == message.job_id or message.newest]
+                known += [self.explained(job) for job in self.jobs if job.startswith(f"{message.job_id}-")]
+                told = tuple(known[-message.newest :] if message.newest else known)
+                self.inbox.put_nowait(Explanations(job_id=message.job_id, newest=message.newest, jobs=told))
             case StatusRequest() if self.answers:
                 self.inbox.put_nowait(self.status())
         return True
@@ -133,6 +141,11 @@ class FakeCluster:
     def status(self) -> Status:
         states, total = {"decoding": len(self.running)}, {"done": 7, "failed:worker_lost": 1}
         return Status(epoch=self.epoch, policy="fcfs", workers=self.workers, jobs_by_state=states, jobs_total=total)
+
+    def explained(self, job_id: str) -> Explanation:
+        return Explanation(
+            job_id=job_id, policy="fcfs", prefill_worker="prefill-0", decode_worker="decode-0", why="free"
+        )
 
     def outputs(self, job: Job) -> list[TokenOutput]:
         rule = FinishRule(job, self.tokenizer, self.tokenizer.eos_token_ids)

@@ -6,14 +6,13 @@ import pytest
 
 from packhorse.errors import ConfigError
 from scheduler.cost import DEFAULT_PRIOR
-from scheduler.decisions import Decisions
 from scheduler.experience import TypicalCost
 from scheduler.forecast import LEVELS
 from scheduler.policies import Room
 from scheduler.predictor import LEVELS as PREDICTED_LEVELS
 from scheduler.predictor import Prediction
-from tests.scheduler.fakes import GATEWAY, Bench, decode_info, make_job, prefill_info, tracked
-from transport.messages import Explain, Explanation, Heartbeat, WorkerLoad
+from tests.scheduler.fakes import Bench, decode_info, make_job, prefill_info
+from transport.messages import Heartbeat, WorkerLoad
 
 
 def bench(**config: object) -> Bench:
@@ -123,34 +122,3 @@ def test_nothing_of_a_job_is_left_in_the_policy() -> None:
     b.released("d1", "k")
     b.assert_idle()
     assert vars(b.core.policy)["_expected"] == {}
-
-
-def test_a_decision_is_explained_from_queue_to_end() -> None:
-    b = bench(policy="ssjf", placement="predicted", predictor="percentile")
-
-    def explain(job_id: str) -> Explanation:
-        b.hear(GATEWAY, Explain(job_id=job_id))
-        (said,) = b.take(Explanation, GATEWAY)
-        return said
-
-    assert explain("job-1") == Explanation(job_id="job-1", known=False)
-    b.submit()
-    said = explain("job-1")
-    assert (said.policy, said.placement, said.prefill_worker, said.decode_worker) == ("ssjf", "predicted", "p1", "d1")
-    assert said.predicted_tokens == b.core.jobs["job-1"].forecast.tokens
-    assert said.expected_seconds > 0
-    assert "transfer" in said.why
-    assert said.output_tokens is None
-    b.reserved()
-    b.prefilled()
-    b.decoded(completion_tokens=9)
-    assert explain("job-1").output_tokens == 9
-
-
-def test_only_the_newest_decisions_are_kept() -> None:
-    decisions = Decisions(most=3)
-    for i in range(10):
-        decisions.queued(tracked(f"j{i}"), "max_tokens", "fcfs", "least-loaded")
-    assert len(decisions) == 3
-    assert not decisions.explain("j6").known
-    assert decisions.explain("j7").queue_seconds is None

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from packhorse.errors import FrameError
 
 from .base import Model
-from .gateway import Cancel, Explain, Explanation, JobEnded, JobFailed, Placed, Status, StatusRequest, Submit
+from .gateway import Cancel, Explain, Explanations, JobEnded, JobFailed, Placed, Status, StatusRequest, Submit
 from .jobs import Tokens
 from .placing import (
     JobDone,
@@ -34,7 +34,7 @@ MAX_CONTROL_BYTES = 16 * 1024 * 1024
 Message = Annotated[
     Register | Registered | Rejected | Heartbeat | HeartbeatAck | Goodbye | PrefixChanges
     | Reserve | Reserved | Preempt | Preempted | Resume | StartPrefill | PrefillDone | JobDone | WorkerFailed | Release | Released
-    | Submit | Cancel | Placed | JobFailed | JobEnded | StatusRequest | Status | Explain | Explanation
+    | Submit | Cancel | Placed | JobFailed | JobEnded | StatusRequest | Status | Explain | Explanations
     | Tokens
     | Hello | Welcome | Refused | StreamOpen | Pages | Residual | StreamEnd | StreamAck | StreamAbort | Credit,
     Field(discriminator="kind"),

@@ -74,21 +74,25 @@ class Status(Model):
 
 
 class Explain(Model):
-    """Anyone -> scheduler: how was this job scheduled? Answered by Explanation, as long as the job is among the newest."""
+    """Gateway -> scheduler: how were these jobs scheduled? `job_id` names a job, or a completion and so all its jobs; empty: the
+    `newest` so many. Answered by Explanations.
+    """
 
     kind: Literal["explain"] = "explain"
-    job_id: str
+    job_id: str = ""
+    newest: int = Field(default=0, ge=0)
 
 
 class Explanation(Model):
-    """`known` is false, and everything else empty, for a job that is not among the newest."""
+    """Of one job, as far as it has come. Times are the scheduler's, in seconds."""
 
-    kind: Literal["explanation"] = "explanation"
     job_id: str
-    known: bool
     policy: str = ""
     placement: str = ""
     prompt_tokens: int = 0
+    max_tokens: int = 0
+    priority: int = 0
+    pages: int = Field(default=0, description="reserved on the decode worker")
     predicted_tokens: tuple[float, ...] = Field(default=(), description="output lengths at the levels")
     levels: tuple[float, ...] = ()
     predicted_by: str = Field(default="", description="what the prediction rests on")
@@ -99,4 +103,23 @@ class Explanation(Model):
         default=0.0, description="from placement to the last token, as predicted; 0: was not"
     )
     why: str = ""
-    output_tokens: int | None = Field(default=None, description="None: not ended by itself yet")
+    preemptions: int = 0
+    stage: str = Field(default="", description="the job's state while it is under way, else empty")
+    generated_tokens: int = Field(default=0, description="as last reported while it is under way")
+    outcome: str = Field(default="", description="empty while under way, then done, cancelled or failed:<code>")
+    error: str = ""
+    took_seconds: float | None = Field(
+        default=None, description="from placement to the end; None: was not placed, or is under way"
+    )
+    output_tokens: int | None = Field(default=None, description="None: not ended by itself")
+
+
+class Explanations(Model):
+    """`job_id` and `newest` as they were asked. `jobs`: newest first, the choices of a completion in their order; only jobs among
+    the newest are known, so it may be empty.
+    """
+
+    kind: Literal["explanations"] = "explanations"
+    job_id: str
+    newest: int
+    jobs: tuple[Explanation, ...]

@@ -1,0 +1,90 @@
+"""`packhorse explain`: how a running server scheduled its jobs, in words. Knows nothing of how the scheduler decides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from packhorse.client import get_json, open_client
+from packhorse.errors import ConfigError
+
+Job = Mapping[str, Any]
+
+
+def explain(url: str, job_id: str | None, last: int | None, api_key: str | None, *, as_json: bool) -> int:
+    """Prints the jobs of that id, or the newest. Raises ConfigError for both or neither, ServerError as the server says."""
+    if (job_id is None) == (last is None):
+        raise ConfigError("explain takes a job's id, or --last: one of them")
+    path = f"/v1/jobs/{quote(job_id, safe='')}" if job_id is not None else f"/v1/jobs?last={last}"
+    with open_client(url, api_key) as client:
+        jobs: Sequence[Job] = get_json(client, path)["data"]
+    if as_json:
+        print(json.dumps(jobs, indent=2))
+    elif job_id is not None:
+        print("\n\n".join("\n".join(described(job)) for job in jobs))
+    else:
+        print("\n".join(in_a_line(job) for job in jobs) or "no jobs yet")
+    return 0
+
+
+def described(job: Job) -> Iterator[str]:
+    """The lines that tell of one job."""
+    yield f"{job['job_id']}: {_fate(job)}"
+    yield _row(
+        "asked",
+        f"{job['prompt_tokens']} prompt tokens, at most {job['max_tokens']} of output, priority {job['priority']}",
+    )
+    if job["predicted_tokens"]:
+        yield _row("predicted", _prediction(job))
+    if job["policy"]:
+        yield _row("by", f"policy {job['policy']}, placement {job['placement']}")
+    if job["queue_seconds"] is not None:
+        yield _row(
+            "placed", f"{_pair(job)}, after {job['queue_seconds']:.3f} s in the queue; {job['pages']} pages reserved"
+        )
+    if job["why"]:
+        yield _row("why", job["why"])
+    if job["took_seconds"] is not None:
+        expected = f", {job['expected_seconds']:.3f} s expected" if job["expected_seconds"] else ""
+        yield _row("took", f"{job['took_seconds']:.3f} s from placement to end{expected}")
+    if job["preemptions"]:
+        yield _row("preempted", f"{job['preemptions']} x")
+
+
+def in_a_line(job: Job) -> str:
+    queue = "not placed" if job["queue_seconds"] is None else f"{_pair(job)} after {job['queue_seconds']:.3f} s"
+    return f"{job['job_id']}  {_fate(job)}; predicted {_median(job)}; {queue}"
+
+
+def _fate(job: Job) -> str:
+    """done, 57 tokens of output | decoding, 12 tokens so far | failed:overloaded: why"""
+    if job["outcome"] == "done":
+        return f"done, {job['output_tokens']} tokens of output"
+    if job["outcome"]:
+        return f"{job['outcome']}: {job['error']}" if job["error"] else str(job["outcome"])
+    return f"{job['stage']}, {job['generated_tokens']} tokens so far"
+
+
+def _prediction(job: Job) -> str:
+    quantiles = ", ".join(
+        f"{100 * level:.0f} %: {tokens:.0f}"
+        for level, tokens in zip(job["levels"], job["predicted_tokens"], strict=True)
+    )
+    return f"{_median(job)} tokens of output, by {job['predicted_by']} ({quantiles})"
+
+
+def _median(job: Job) -> str:
+    for level, tokens in zip(job["levels"], job["predicted_tokens"], strict=True):
+        if level == 0.5:
+            return f"{tokens:.0f}"
+    return "nothing"
+
+
+def _pair(job: Job) -> str:
+    return f"on {job['prefill_worker']} and {job['decode_worker'] or 'no decode worker'}"
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:<10} {text}"
