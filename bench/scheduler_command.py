@@ -75,7 +75,9 @@ def _check_alone(both: bool, given: tuple[str, ...]) -> None:
 
 def _run_scale(json: Path | None) -> None:
     from bench.sim_scale import ScaleOptions, print_scale, run_scale
+    from packhorse.garbage import calm_collector
 
+    calm_collector()  # as the live scheduler's process does
     result = run_scale(ScaleOptions())
     print_scale(result, Console())
     _write(json, result)

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from packhorse.config import ProcessConfig
 from packhorse.errors import ConfigError, PackhorseError
+from packhorse.garbage import calm_collector
 
 STOP_SECONDS = 15.0
 CLASSES = {
@@ -82,6 +83,7 @@ async def _run(name: str, config: ProcessConfig) -> int:
         await _until(stopping, component.start())
     except Interrupted:
         return 0
+    calm_collector()
     log.info("ready%s", _address(component))
     try:
         await _until(stopping, component.wait() if isinstance(component, Watched) else _forever())

@@ -57,6 +57,8 @@ class Forecast:
 
     def quantile(self, p: float) -> float:
         """Output tokens in all, linear between LEVELS, from 1 at level 0 to twice the highest of them at level 1."""
+        if p in LEVELS:
+            return self.tokens[LEVELS.index(p)]
         for (level, tokens), (higher, more) in pairwise(self._points()):
             if p <= higher:
                 return min(tokens + (more - tokens) * (p - level) / (higher - level), self.max_tokens)

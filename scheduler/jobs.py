@@ -52,6 +52,7 @@ class Outcome:
         return f"failed:{self.error.code}" if self.error else self.kind
 
 
+NOTHING = JobStats()  # of a job before any worker tells of it
 DONE = Outcome("done")
 CANCELLED = Outcome("cancelled")
 
@@ -99,6 +100,10 @@ class TrackedJob:
     pages: int
     limits: StateSeconds
     submitted_at: float
+    job_id: str = field(init=False)
+    prompt_tokens: int = field(init=False)
+    total_tokens: int = field(init=False)  # the longest that the sequence can become
+    needs_decode: bool = field(init=False)  # whether it can outlive token 1, which the prefill worker samples
     state: JobState = JobState.QUEUED
     deadline: float = field(init=False)
     prefill_worker: str = ""
@@ -107,7 +112,7 @@ class TrackedJob:
     holds: dict[str, bool] = field(default_factory=dict)
     outcome: Outcome | None = None
     ended_by_prefill: bool = False
-    stats: JobStats = field(default_factory=JobStats)
+    stats: JobStats = NOTHING
     forecast: Forecast = field(init=False)
     context_tokens: int = field(init=False)
     progress: Progress = field(init=False)
@@ -119,37 +124,22 @@ class TrackedJob:
     _digests: tuple[KVLayout, PageDigests] | None = None
 
     def __post_init__(self) -> None:
+        most = self.job.sampling.max_tokens
+        self.job_id, self.prompt_tokens = self.job.job_id, len(self.job.prompt)
+        self.total_tokens, self.needs_decode = self.prompt_tokens + most, most > 1
         self.deadline = self.submitted_at + self.limits.queued
-        self.believe(Forecast.unknown(self.job.sampling.max_tokens))
+        self.believe(Forecast.unknown(most))
         self.progress = Progress(self.submitted_at)
         self.run_pages = self.pages
-
-    @property
-    def job_id(self) -> str:
-        return self.job.job_id
 
     @property
     def priority(self) -> int:
         """Its class: jobs of a higher one go first."""
         return self.job.priority
 
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.job.prompt)
-
-    @property
-    def total_tokens(self) -> int:
-        """The longest that the sequence can become."""
-        return self.prompt_tokens + self.job.sampling.max_tokens
-
     def context_at(self, role: Role) -> int:
         """Tokens that a worker of the role must be able to hold; at the prefill worker those are the prompt and token 1."""
         return self.total_tokens if role == "decode" else self.prompt_tokens + 1
-
-    @property
-    def needs_decode(self) -> bool:
-        """Whether it can outlive token 1, which the prefill worker samples."""
-        return self.job.sampling.max_tokens > 1
 
     def page_digests(self, layout: KVLayout) -> PageDigests:
         """Of the prompt's whole pages."""
@@ -239,5 +229,7 @@ class TrackedJob:
 
 def merge(one: JobStats, two: JobStats) -> JobStats:
     """What both workers know of a job; a count that one of them lacks is 0 or empty there."""
-    first, second = one.model_dump(), two.model_dump()
+    if one is NOTHING:
+        return two
+    first, second = vars(one), vars(two)
     return JobStats(**{name: max(first[name], second[name]) for name in first})

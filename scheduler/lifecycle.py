@@ -6,7 +6,6 @@ cause the step (scheduler/core.py does), of sockets or of clocks. Jobs move by s
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 from packhorse.config import SchedulerConfig
 from packhorse.errors import DeadlineError
+from scheduler.deadlines import Deadlines
 from scheduler.decisions import Decisions
 from scheduler.experience import Experience
 from scheduler.jobs import DONE, JobState, Outcome, StateSeconds, TrackedJob, failed
@@ -64,7 +64,7 @@ class Lifecycle:
         )
         self._workers, self._policy, self._placement, self._experience = workers, policy, placement, experience
         self._send = send
-        self._deadlines: list[tuple[float, str]] = []  # a heap; void where the job's deadline is another now
+        self._deadlines = Deadlines()
 
     # ---- forward
 
@@ -78,7 +78,8 @@ class Lifecycle:
 
     def place_heads(self, now: float) -> None:
         """Places the head of the queue, and the next one, as long as a pair fits; brings preempted jobs back before that."""
-        self.preemption.bring_back(self._startable_head(now), now)
+        if self.preemption.due:
+            self.preemption.bring_back(self._startable_head(now), now)
         while (job := self._policy.head(now)) is not None:
             pair = self._placement.choose(job, self._workers)
             if pair is None:
@@ -147,7 +148,7 @@ class Lifecycle:
 
     def watch(self, job: TrackedJob) -> None:
         """The job has a new deadline."""
-        heapq.heappush(self._deadlines, (job.deadline, job.job_id))
+        self._deadlines.set(job.job_id, job.deadline)
 
     def _stop(self, worker: Worker, job: TrackedJob) -> None:
         log.info("job %s is preempted on %s", job.job_id, worker.worker_id)
@@ -161,15 +162,12 @@ class Lifecycle:
 
     def next_deadline(self) -> float | None:
         """The earliest time at which a job may be overdue; None without jobs."""
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._deadlines.first
 
     def expire(self, now: float) -> None:
         """Ends jobs that have been in their state for too long."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, job_id = heapq.heappop(self._deadlines)
-            job = self.jobs.get(job_id)
-            if job is not None and job.deadline == deadline:
-                self._expire(job, now)
+        for job_id in self._deadlines.overdue(now):
+            self._expire(self.jobs[job_id], now)
 
     def _expire(self, job: TrackedJob, now: float) -> None:
         """The job has been in its state for too long. Released, it is forgotten: no worker can keep it here for ever."""
@@ -229,6 +227,7 @@ class Lifecycle:
         if job.state is not JobState.ENDED or self.jobs.pop(job.job_id, None) is None:
             return
         self._policy.forget(job.job_id)
+        self._deadlines.forget(job.job_id)
         if job.outcome is DONE:
             log.info(
                 "job %s done on %s and %s", job.job_id, job.prefill_worker, job.decode_worker or "no decode worker"

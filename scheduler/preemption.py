@@ -29,7 +29,7 @@ class Preemption:
         self._stop, self._call_back = stop, call_back
         self._leaving: set[str] = set()
         self._out: dict[str, set[str]] = {}  # by worker: jobs that are out
-        self._due: set[str] = set()  # workers to be looked at again
+        self.due: set[str] = set()  # workers to be looked at again, by `bring_back`
         self._cursor = 0
         self._looked: tuple[str, float] = ("", 0.0)
 
@@ -40,7 +40,7 @@ class Preemption:
         if out is not None:
             out.discard(job_id)
             if out:
-                self._due.add(worker_id)
+                self.due.add(worker_id)
             else:
                 del self._out[worker_id]
 
@@ -50,11 +50,11 @@ class Preemption:
             self._leaving.discard(job.job_id)
             worker.swap_out(job)
             self._out.setdefault(worker.worker_id, set()).add(job.job_id)
-            self._due.add(worker.worker_id)
+            self.due.add(worker.worker_id)
 
     def review(self) -> None:
         """Time has passed: waiting jobs may have become the better ones."""
-        self._due.update(self._out)
+        self.due.update(self._out)
 
     def make_room(self, head: TrackedJob, now: float) -> None:
         """`head` fits no decode worker. Stops jobs of one where the policy would rather run it."""
@@ -73,7 +73,7 @@ class Preemption:
         """Calls jobs back where the policy would run them, and stops others for them; before `head`, the next of the queue, only
         where they come before it.
         """
-        due, self._due = self._due, set()
+        due, self.due = self.due, set()
         for worker_id in sorted(due):
             worker = self._workers.get(worker_id)
             if worker is not None and worker_id in self._out:

@@ -30,8 +30,8 @@ class Groups:
         self.discard(worker.worker_id)
         taken = -worker.free_pages
         self._placed[worker.worker_id] = (group, key, taken)
-        insort(self._groups.setdefault(group, []), (key, worker.worker_id, worker), key=_order)
-        insort(self._by_room, (taken, worker.worker_id, worker), key=_order)
+        insort(self._groups.setdefault(group, []), (key, worker.worker_id, worker))
+        insort(self._by_room, (taken, worker.worker_id, worker))
 
     def discard(self, worker_id: str) -> None:
         placed = self._placed.pop(worker_id, None)
@@ -39,10 +39,10 @@ class Groups:
             return
         group, key, taken = placed
         entries = self._groups[group]
-        del entries[bisect_left(entries, (key, worker_id), key=_order)]
+        del entries[bisect_left(entries, (key, worker_id))]
         if not entries:
             del self._groups[group]
-        del self._by_room[bisect_left(self._by_room, (taken, worker_id), key=_order)]
+        del self._by_room[bisect_left(self._by_room, (taken, worker_id))]
 
     def __iter__(self) -> Iterator[list[Entry]]:
         return iter(self._groups.values())

@@ -14,9 +14,8 @@ from scheduler.simulator.cluster import ModelSize, SimWorkerSpec
 from scheduler.simulator.decode_model import DecodeModel, Sequence
 from scheduler.simulator.events import Timer
 from scheduler.simulator.link import Port
-from scheduler.simulator.messages import job_done, reserved
 from scheduler.simulator.worker import SimWorker, World
-from transport.messages import JobStats, Model, Preempt, Preempted, Reserve, Resume, WorkerLoad
+from transport.messages import JobDone, JobStats, Model, Preempt, Preempted, Reserve, Reserved, Resume, WorkerLoad
 
 
 class Where(Enum):
@@ -70,7 +69,7 @@ class SimDecodeWorker(SimWorker):
         assert job_id not in self.jobs, f"job {job_id} is reserved twice on {self.worker_id}"
         held = self.jobs[job_id] = Held(job_id, len(message.job.prompt), message.pages)
         self._take(held)
-        self.say(reserved(job_id, self.worker_id))
+        self.say(Reserved(job_id=job_id, worker_id=self.worker_id))
 
     def release(self, job_id: str, now: float) -> None:
         held = self.jobs.get(job_id)
@@ -102,7 +101,7 @@ class SimDecodeWorker(SimWorker):
             for sequence in engine
             if sequence.running
         }
-        return WorkerLoad.model_construct(
+        return WorkerLoad(
             jobs=len(self.jobs), pages_used=self.reserved_pages, host_pages_used=self.host_pages_used,
             residuals_used=len(self.jobs) - self.num_out, generated=generated, step_seconds=seconds / steps,
             step_context_tokens=contexts / steps, step_jobs=sequences / steps,
@@ -189,8 +188,8 @@ class SimDecodeWorker(SimWorker):
             needed = num_pages(held.prompt_tokens + tokens, self.info.layout)
             assert needed <= held.pages, f"job {job_id} outgrew its {held.pages} pages"
             self.world.last_token(job_id, now)
-            stats = JobStats.model_construct(prompt_tokens=held.prompt_tokens, completion_tokens=tokens)
-            self.say(job_done(job_id, self.worker_id, stats))
+            stats = JobStats(prompt_tokens=held.prompt_tokens, completion_tokens=tokens)
+            self.say(JobDone(job_id=job_id, worker_id=self.worker_id, stats=stats))
         for job_id in left:
             self._free(job_id)
             self.say_released(job_id)

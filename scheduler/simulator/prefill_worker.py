@@ -11,10 +11,9 @@ from scheduler.simulator.cluster import ModelSize, SimWorkerSpec
 from scheduler.simulator.decode_worker import SimDecodeWorker
 from scheduler.simulator.events import Timer
 from scheduler.simulator.link import ship
-from scheduler.simulator.messages import prefill_done
 from scheduler.simulator.prefill_model import PrefillModel, Prompt
 from scheduler.simulator.worker import SimWorker, World
-from transport.messages import FinishReason, JobStats, Model, StartPrefill, WorkerLoad
+from transport.messages import FinishReason, JobStats, Model, PrefillDone, StartPrefill, WorkerLoad
 
 
 @dataclass(eq=False)
@@ -24,7 +23,7 @@ class Started:
     prompt: Prompt
     max_tokens: int
     decode_worker: str
-    stats: JobStats | None = None
+    prefill_seconds: float | None = None  # once token 1 is sampled
 
 
 class SimPrefillWorker(SimWorker):
@@ -76,7 +75,7 @@ class SimPrefillWorker(SimWorker):
         self._timer.set(None)
 
     def load(self) -> WorkerLoad:
-        leases = sum(started.stats is not None for started in self.jobs.values())
+        leases = sum(started.prefill_seconds is not None for started in self.jobs.values())
         rate = self.port.bytes_per_second if self.bytes_shipped else 0.0
         return WorkerLoad(
             jobs=len(self.jobs), leases=leases, bytes_shipped=self.bytes_shipped, link_bytes_per_second=rate
@@ -95,19 +94,16 @@ class SimPrefillWorker(SimWorker):
         assert prompt.started_at is not None
         self.world.first_token(prompt.job_id, prompt.started_at, now)
         tokens = self.world.output_tokens(prompt.job_id)
-        started.stats = JobStats.model_construct(
-            prompt_tokens=prompt.tokens, completion_tokens=1, prefill_seconds=now - prompt.started_at
-        )
+        started.prefill_seconds = now - prompt.started_at
         if tokens == 1:
             self.world.last_token(prompt.job_id, now)
-            self._done(prompt.job_id, "length" if started.max_tokens == 1 else "stop")
+            self._done(started, "length" if started.max_tokens == 1 else "stop")
         else:
             self._ship(started, now)
 
     def _ship(self, started: Started, now: float) -> None:
         prompt = started.prompt
         assert prompt.started_at is not None
-        assert started.stats is not None
         target = self._decode_workers[started.decode_worker]
         pages = num_pages(prompt.tokens, self.info.layout)
         rest = prompt.tokens - pages * self.info.layout.page_tokens
@@ -127,19 +123,18 @@ class SimPrefillWorker(SimWorker):
             del self.jobs[job_id]
             self.fail(job_id, LinkClosedError(f"decode worker {started.decode_worker} does not take the job's pages"))
             return
-        assert started.stats is not None
-        started.stats = started.stats.model_copy(
-            update={
-                "bytes_shipped": num_bytes,
-                "raw_bytes": started.prompt.tokens * self.model.token_bytes,
-                "ship_seconds": seconds,
-                "prefill_worker": self.worker_id,
-                "decode_worker": started.decode_worker,
-            }
-        )
-        self._done(job_id, None)
+        raw_bytes = started.prompt.tokens * self.model.token_bytes
+        self._done(started, None, bytes_shipped=num_bytes, raw_bytes=raw_bytes, ship_seconds=seconds)
 
-    def _done(self, job_id: str, finish_reason: FinishReason | None) -> None:
-        stats = self.jobs.pop(job_id).stats
-        assert stats is not None
-        self.say(prefill_done(job_id, self.worker_id, finish_reason, stats))
+    def _done(self, started: Started, finish_reason: FinishReason | None, **shipped: float) -> None:
+        job_id = started.prompt.job_id
+        del self.jobs[job_id]
+        stats = JobStats(
+            prompt_tokens=started.prompt.tokens,
+            completion_tokens=1,
+            prefill_worker=self.worker_id,
+            decode_worker=started.decode_worker if finish_reason is None else "",
+            prefill_seconds=started.prefill_seconds or 0.0,
+            **shipped,  # type: ignore[arg-type]
+        )
+        self.say(PrefillDone(job_id=job_id, worker_id=self.worker_id, finish_reason=finish_reason, stats=stats))

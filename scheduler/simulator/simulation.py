@@ -196,9 +196,9 @@ class Simulation:
         while self._said:
             peer, message = self._said.popleft()
             self._deliver(self.core.handle(peer, message, now), now)
-        deadline = self.core.next_deadline()
-        if self._heartbeat_seconds is None and self._tick.time is None and deadline is not None:
-            self._tick.set(max(deadline, now + TICK_SECONDS))
+        if self._heartbeat_seconds is None and self._tick.time is None:
+            deadline = self.core.next_deadline()
+            self._tick.set(max(deadline, now + TICK_SECONDS) if deadline is not None else None)
 
     def _deliver(self, outgoing: list[Outgoing], now: float) -> None:
         for peer, message in outgoing:

@@ -9,7 +9,6 @@ from packhorse.errors import PackhorseError
 from scheduler.simulator.cluster import ModelSize, SimWorkerSpec
 from scheduler.simulator.events import EventQueue
 from scheduler.simulator.link import Port
-from scheduler.simulator.messages import released
 from transport.messages import (
     ErrorInfo,
     Heartbeat,
@@ -19,6 +18,7 @@ from transport.messages import (
     Registered,
     Rejected,
     Release,
+    Released,
     WorkerFailed,
     WorkerInfo,
     WorkerLoad,
@@ -93,7 +93,7 @@ class SimWorker(ABC):
         self.world.tell(self.peer, message)
 
     def say_released(self, job_id: str) -> None:
-        self.say(released(job_id, self.worker_id))
+        self.say(Released(job_id=job_id, worker_id=self.worker_id))
 
     def fail(self, job_id: str, error: PackhorseError) -> None:
         self.say(WorkerFailed(job_id=job_id, worker_id=self.worker_id, error=ErrorInfo.of(error)))
