@@ -6,13 +6,13 @@ that is gone leaves no series behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from transport.messages import JobStats, Status, WorkerStatus
+from transport.messages import JobStats, PredictionErrors, Status, WorkerStatus
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 PHASE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -96,6 +96,29 @@ def _scheduler_metrics(status: Status) -> Iterator[Metric]:
     for outcome, count in status.jobs_total.items():
         outcomes.add_metric([outcome], count)
     yield outcomes
+    yield GaugeMetricFamily(
+        "packhorse_queue_oldest_seconds",
+        "Wait of the job that waits longest for its workers",
+        value=status.queue_seconds,
+    )
+    yield CounterMetricFamily(
+        "packhorse_preemptions", "Jobs stopped for others on decode workers", value=status.preemptions_total
+    )
+    yield from _prediction_metrics(status.predictions)
+
+
+def _prediction_metrics(predictions: Mapping[str, PredictionErrors]) -> Iterator[Metric]:
+    """Kinds of which nothing was predicted yet have no series."""
+    total = CounterMetricFamily("packhorse_predictions", "Predictions that could be checked", labels=["kind"])
+    text = "(predicted - actual) / actual of the newest predictions: bias is the median, p50 and p90 are of the absolute error"
+    error = GaugeMetricFamily("packhorse_prediction_error", text, labels=["kind", "of"])
+    for kind, errors in predictions.items():
+        if errors.count:
+            total.add_metric([kind], errors.total)
+            for name, value in (("bias", errors.bias), ("p50", errors.p50), ("p90", errors.p90)):
+                error.add_metric([kind, name], value)
+    yield total
+    yield error
 
 
 _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerStatus], float]], ...] = (
@@ -103,6 +126,8 @@ _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerStatus], float]], ...] = (
     ("reserved_pages", "Pages that the scheduler has reserved", lambda worker: worker.reserved_pages),
     ("used_pages", "Pages in use, by the worker's own count", lambda worker: worker.load.pages_used),
     ("capacity_pages", "Pages in the pool", lambda worker: worker.info.capacity_pages),
+    ("used_host_pages", "Pages of preempted jobs in host memory", lambda worker: worker.load.host_pages_used),
+    ("host_pages", "Pages of preempted jobs that host memory may hold", lambda worker: worker.info.host_pages),
     ("used_residuals", "Residual buffers in use", lambda worker: worker.load.residuals_used),
     ("leases", "Page streams not yet acknowledged", lambda worker: worker.load.leases),
     ("lease_bytes", "Bytes of page streams not yet acknowledged", lambda worker: worker.load.lease_bytes),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from packhorse.config import SchedulerConfig
@@ -39,6 +40,7 @@ from transport.messages import (
     JobDone,
     JobFailed,
     Model,
+    PredictionErrors,
     Preempted,
     PrefillDone,
     PrefixChanges,
@@ -134,12 +136,17 @@ class SchedulerCore:
 
     def status(self, now: float) -> Status:
         states = Counter(job.state for job in self.jobs.values())
+        queued = (now - job.submitted_at for job in self.jobs.values() if job.state is JobState.QUEUED)
+        errors = {**self.experience.errors(), "completion": self.decisions.errors.summary()}
         return Status(
             epoch=self.epoch,
             policy=self.policy.name,
             workers=tuple(worker.status(now) for worker in self.workers),
             jobs_by_state={state.value: states[state] for state in JobState if state is not JobState.ENDED},
             jobs_total=dict(self.totals),
+            queue_seconds=max(queued, default=0.0),
+            preemptions_total=self._life.num_preemptions,
+            predictions={kind: PredictionErrors(**asdict(summary)) for kind, summary in errors.items()},
         )
 
     # ---- workers

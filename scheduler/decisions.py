@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from packhorse.errors import PackhorseError
+from scheduler.cost import ErrorWindow
 from scheduler.forecast import LEVELS
 from scheduler.jobs import DONE, TrackedJob, failed
 from scheduler.placement import Pair
@@ -19,6 +20,7 @@ class Decisions:
     """Of the newest `most` jobs. Recording takes constant time and keeps nothing of a job's prompt."""
 
     def __init__(self, most: int = MOST) -> None:
+        self.errors = ErrorWindow()  # expected against actual seconds from placement to the end
         self._most = most
         self._decisions: OrderedDict[str, dict[str, Any]] = OrderedDict()  # fields of an Explanation
         self._placed_at: dict[str, float] = {}  # of those under way
@@ -62,6 +64,9 @@ class Decisions:
         if placed_at is not None:
             self._update(job.job_id, took_seconds=now - placed_at, queue_seconds=job.queue_seconds)
         if job.outcome is DONE:
+            expected = self._decisions.get(job.job_id, {}).get("expected_seconds", 0.0)
+            if expected > 0 and placed_at is not None and now > placed_at:
+                self.errors.add(expected, now - placed_at)
             self._update(job.job_id, output_tokens=job.stats.completion_tokens)
         error = job.outcome.error.message if job.outcome.error is not None else ""
         self._update(job.job_id, outcome=job.outcome.label, error=error, preemptions=job.preemptions)

@@ -10,7 +10,7 @@ import logging
 from statistics import median
 
 from packhorse.errors import ConfigError
-from scheduler.cost import DEFAULT_PRIOR, CostModel, WorkerCost
+from scheduler.cost import DEFAULT_PRIOR, CostModel, ErrorSummary, ErrorWindow, WorkerCost
 from scheduler.forecast import Forecast
 from scheduler.jobs import TrackedJob
 from scheduler.policies import Room
@@ -57,6 +57,7 @@ class Experience:
     def __init__(self, predictor: str) -> None:
         self.cost, self.typical = CostModel(), TypicalCost()
         self.predictor = make_predictor(predictor) if predictor != "none" else None
+        self._lengths = ErrorWindow()
         if predictor == "oracle":
             raise ConfigError("predictor='oracle' knows lengths beforehand: it is for simulations", param="predictor")
 
@@ -71,11 +72,23 @@ class Experience:
     def ended(self, job: TrackedJob, output_tokens: int) -> None:
         """The job ended by itself; `learn` learns from it."""
         if self.predictor is not None:
+            self._lengths.add(job.forecast.quantile(0.5), output_tokens)
             self.predictor.observe(JobFeatures.of(job.job), output_tokens)
 
     def learn(self, budget_seconds: float) -> int:
         """Learns from ended jobs; returns how many. May run on another thread than everything else here."""
         return self.predictor.learn(budget_seconds) if self.predictor is not None and self.predictor.pending else 0
+
+    def errors(self) -> dict[str, ErrorSummary]:
+        """Predicted against actual: output lengths (the median), and the cost model's times on all workers together."""
+        fleet = self.cost.fleet
+        windows = {
+            "output_tokens": self._lengths,
+            "prefill": fleet.prefill,
+            "decode": fleet.decode,
+            "transfer": fleet.transfer,
+        }
+        return {kind: window.summary() for kind, window in windows.items()}
 
     # ---- workers
 

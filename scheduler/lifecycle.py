@@ -53,6 +53,7 @@ class Lifecycle:
     ) -> None:
         self.jobs: dict[str, TrackedJob] = {}
         self.totals: Counter[str] = Counter()
+        self.num_preemptions = 0
         self.decisions = Decisions()
         self.preemption = Preemption(policy, workers, self._stop, self._call_back)
         self.limits = StateSeconds(
@@ -151,6 +152,7 @@ class Lifecycle:
         self._deadlines.set(job.job_id, job.deadline)
 
     def _stop(self, worker: Worker, job: TrackedJob) -> None:
+        self.num_preemptions += 1
         log.info("job %s is preempted on %s", job.job_id, worker.worker_id)
         self._send(worker.peer, Preempt(job_id=job.job_id, number=job.preemptions))
 

@@ -7,12 +7,21 @@ to the samples that they report. Knows nothing of jobs, queues or messages; one 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .errors import ErrorSummary
+from .errors import ErrorSummary, ErrorWindow
 from .fitted_time import FittedTime
 from .link_time import LinkTime
 from .prior import DEFAULT_PRIOR, WorkerPrior
+
+
+@dataclass
+class FleetErrors:
+    """Predicted against actual, of all workers together."""
+
+    prefill: ErrorWindow = field(default_factory=ErrorWindow)
+    decode: ErrorWindow = field(default_factory=ErrorWindow)
+    transfer: ErrorWindow = field(default_factory=ErrorWindow)
 
 
 @dataclass
@@ -24,8 +33,13 @@ class WorkerCost:
     transfer: FittedTime
 
     @classmethod
-    def of(cls, prior: WorkerPrior) -> WorkerCost:
-        return cls(FittedTime(prior.prefill), FittedTime(prior.decode), FittedTime(prior.transfer))
+    def of(cls, prior: WorkerPrior, fleet: FleetErrors | None = None) -> WorkerCost:
+        errors = fleet or FleetErrors()
+        return cls(
+            FittedTime(prior.prefill, fleet_errors=errors.prefill),
+            FittedTime(prior.decode, fleet_errors=errors.decode),
+            FittedTime(prior.transfer, fleet_errors=errors.transfer),
+        )
 
     def prefill_seconds(self, tokens: int, cached_tokens: int = 0) -> float:
         """Of a prompt of `tokens`, the first `cached_tokens` of which are held already and only attended to."""
@@ -52,6 +66,7 @@ class CostModel:
     """
 
     def __init__(self, default: WorkerPrior = DEFAULT_PRIOR) -> None:
+        self.fleet = FleetErrors()
         self._default = default
         self._workers: dict[str, WorkerCost] = {}
         self._links: dict[tuple[str, str], LinkTime] = {}
@@ -59,7 +74,7 @@ class CostModel:
     def add(self, worker_id: str, prior: WorkerPrior | None = None) -> WorkerCost:
         """A worker that starts from `prior` (default: the model's); what was known of the id is dropped."""
         self.forget(worker_id)
-        worker = self._workers[worker_id] = WorkerCost.of(prior or self._default)
+        worker = self._workers[worker_id] = WorkerCost.of(prior or self._default, self.fleet)
         return worker
 
     def worker(self, worker_id: str) -> WorkerCost:

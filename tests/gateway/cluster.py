@@ -23,6 +23,7 @@ from transport.messages import (
     JobFailed,
     JobStats,
     KVLayout,
+    PredictionErrors,
     Status,
     StatusRequest,
     Submit,
@@ -42,6 +43,7 @@ STATS = JobStats(
     prompt_tokens=3, prefill_worker="prefill-0", decode_worker="decode-0", bytes_shipped=100, raw_bytes=400,
     queue_seconds=0.25, prefill_seconds=0.5, ship_seconds=0.125,
 )  # fmt: skip
+ERRORS = PredictionErrors(count=256, total=900, bias=-0.25, p50=0.5, p90=0.75)
 TEXT = "Once upon a time there was a small red fox who liked the snow and the trees in it."
 
 
@@ -140,7 +142,11 @@ class FakeCluster:
 
     def status(self) -> Status:
         states, total = {"decoding": len(self.running)}, {"done": 7, "failed:worker_lost": 1}
-        return Status(epoch=self.epoch, policy="fcfs", workers=self.workers, jobs_by_state=states, jobs_total=total)
+        errors = {"output_tokens": ERRORS, "transfer": ERRORS.model_copy(update={"count": 0, "total": 0})}
+        return Status(
+            epoch=self.epoch, policy="fcfs", workers=self.workers, jobs_by_state=states, jobs_total=total,
+            queue_seconds=2.5, preemptions_total=11, predictions=errors,
+        )  # fmt: skip
 
     def explained(self, job_id: str) -> Explanation:
         return Explanation(

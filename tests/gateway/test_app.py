@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -133,6 +134,22 @@ async def test_metrics(client: httpx.AsyncClient, cluster: FakeCluster) -> None:
     assert seen["packhorse_worker_link_bytes_per_second", "prefill", "prefill-0"] == 5e6
     assert seen["packhorse_worker_heartbeat_age_seconds", "decode", "decode-0"] == 0.5
     assert seen[("packhorse_scheduler_up",)] == 1
+    assert seen[("packhorse_queue_oldest_seconds",)] == 2.5
+    assert seen[("packhorse_preemptions_total",)] == 11
+    assert seen["packhorse_predictions_total", "output_tokens"] == 900
+    assert seen["packhorse_prediction_error", "bias", "output_tokens"] == -0.25
+    assert seen["packhorse_prediction_error", "output_tokens", "p90"] == 0.75
+    assert ("packhorse_predictions_total", "transfer") not in seen  # nothing was predicted of it yet
+
+
+async def test_metrics_that_the_documentation_names_are_there(client: httpx.AsyncClient) -> None:
+    page = (Path(__file__).parents[2] / "docs/deploy.md").read_text(encoding="utf-8")
+    table = page.partition("Metrics start with `packhorse_`")[2].partition("\n## ")[0]
+    first_columns = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    named = {name.partition("{")[0] for column in first_columns for name in re.findall(r"`([^`]+)`", column)}
+    rendered = (await client.get("/metrics")).text
+    assert len(named) > 15
+    assert [name for name in sorted(named) if f"packhorse_{name}" not in rendered] == []
 
 
 async def test_two_gateways_in_one_process_have_metrics_of_their_own(service: Service) -> None:

@@ -27,6 +27,16 @@ def run(bench: Bench, job_id: str, output_tokens: int = 5) -> None:
     bench.sent.clear()
 
 
+def run_for(bench: Bench, job_id: str, seconds: float) -> None:
+    """A job that takes its time from placement to end."""
+    bench.submit(make_job(job_id))
+    bench.reserved(job_id=job_id)
+    bench.prefilled(job_id=job_id, completion_tokens=1, prefill_seconds=0.5, ship_seconds=0.25, bytes_shipped=1000)
+    bench.wait(seconds)
+    bench.decoded(job_id=job_id, completion_tokens=2)
+    bench.sent.clear()
+
+
 @pytest.mark.parametrize(("field", "name"), [("predictor", "nope"), ("predictor", "oracle")])
 def test_a_predictor_that_cannot_be_had_is_refused(field: str, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{field}='?{name}"):
@@ -122,3 +132,38 @@ def test_nothing_of_a_job_is_left_in_the_policy() -> None:
     b.released("d1", "k")
     b.assert_idle()
     assert vars(b.core.policy)["_expected"] == {}
+
+
+def test_predicted_against_actual_is_in_the_status() -> None:
+    b = bench(predictor="percentile", placement="predicted")
+    assert b.core.status(b.now).predictions["output_tokens"].count == 0
+    for i in range(3):
+        run_for(b, f"j{i}", seconds=2.0)
+    told = b.core.status(b.now).predictions
+    assert {kind: errors.total for kind, errors in told.items()} == {
+        "output_tokens": 3,
+        "prefill": 3,
+        "decode": 0,
+        "transfer": 3,
+        "completion": 3,
+    }
+    assert (
+        told["output_tokens"].bias > 0
+    )  # nothing is learned between them: as long as the prior says, and they were short
+    b.core.unreachable(b"p1", b.now)
+    assert b.core.status(b.now).predictions["prefill"].total == 3  # also of workers that are gone
+
+
+def test_what_never_ended_by_itself_is_no_wrong_prediction() -> None:
+    b = bench(predictor="percentile", placement="predicted")
+    b.bring_to("decoding")
+    b.core.shut_down(b.now)
+    assert all(errors.count == 0 for kind, errors in b.core.status(b.now).predictions.items() if kind != "prefill")
+
+
+def test_the_status_has_the_longest_wait() -> None:
+    b = Bench(prefill_info("p1", max_jobs=1), decode_info("d1"))
+    for job_id in ("placed", "first", "second"):
+        b.submit(make_job(job_id))
+        b.wait(3)
+    assert b.core.status(b.now).queue_seconds == 6.0

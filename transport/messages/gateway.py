@@ -62,6 +62,16 @@ class WorkerStatus(Model):
     heartbeat_age_seconds: float
 
 
+class PredictionErrors(Model):
+    """(predicted - actual) / actual of the newest `count` predictions of one kind; `total` since start. All 0 while there are none."""
+
+    count: int
+    total: int
+    bias: float = Field(description="their median, with its sign")
+    p50: float = Field(description="of the absolute errors")
+    p90: float
+
+
 class Status(Model):
     """What the scheduler knows; the gateway asks for it every second or so, for /health and /metrics."""
 
@@ -71,6 +81,11 @@ class Status(Model):
     workers: tuple[WorkerStatus, ...]
     jobs_by_state: dict[str, int]
     jobs_total: dict[str, int] = Field(description="since start, by outcome: done, failed:<code>, cancelled")
+    queue_seconds: float = Field(default=0.0, description="how long the job that waits longest has waited")
+    preemptions_total: int = Field(default=0, description="since start")
+    predictions: dict[str, PredictionErrors] = Field(
+        default_factory=dict, description="by kind: output_tokens, completion, prefill, decode (steps), transfer"
+    )
 
 
 class Explain(Model):
