@@ -20,15 +20,6 @@ from packhorse.errors import OverloadedError, PackhorseError
 
 
 @dataclass(frozen=True)
-class HostCopy:
-    """What a swapped-out job had on the device: its closed pages and its residual, byte by byte, and how many pages are reserved for it."""
-
-    num_pages: int
-    pages: torch.Tensor  # uint8 [layers, closed pages, kv_heads, page_bytes]
-    residual: torch.Tensor  # [layers, 2 (K, V), kv_heads, residual_slots, head_dim]
-
-
-@dataclass(frozen=True)
 class Reservation:
     """What one job holds: page p of every layer lies in slot slots[p], its residual in row `row`.
 
@@ -60,7 +51,7 @@ class PagePool:
         self._free_slots = list(range(num_slots))[::-1]
         self._free_rows = list(range(max_jobs))[::-1]
         self._held: dict[str, Reservation] = {}
-        self._out: dict[str, HostCopy] = {}
+        self._host: dict[str, int] = {}  # jobs that have, or will have in a moment, pages in host memory, and how many
 
     @staticmethod
     def slot_bytes(info: ModelInfo, fmt: PageFormat) -> int:
@@ -91,17 +82,19 @@ class PagePool:
 
     @property
     def host_pages_used(self) -> int:
-        """Pages that are reserved by swapped-out jobs."""
-        return sum(copy.num_pages for copy in self._out.values())
+        """Pages that are reserved by jobs which are out, on their way out, or on their way back."""
+        return sum(self._host.values())
 
     def reserve(self, job_id: str, num_pages: int, digests: Sequence[bytes] = ()) -> Reservation:
         """The longest prefix of the pages with `digests` that is held counts among `num_pages`; the other slots are the job's own.
 
         Raises OverloadedError, and changes nothing, when the pool has too few slots or no residual row.
         """
-        if job_id in self._held or job_id in self._out:
+        if job_id in self._held or job_id in self._host:
             raise PackhorseError(f"job {job_id} holds a reservation already")
-        digests = tuple(digests)[:num_pages]
+        return self._take(job_id, num_pages, tuple(digests)[:num_pages])
+
+    def _take(self, job_id: str, num_pages: int, digests: tuple[bytes, ...] = ()) -> Reservation:
         shared = self.prefixes.use(digests)
         if num_pages - len(shared) > self._available or not self._free_rows:
             self.prefixes.release(digests[: len(shared)])
@@ -128,38 +121,36 @@ class PagePool:
         self._held[job_id] = new
         return new
 
-    def swap_out(self, job_id: str, closed_pages: int) -> None:
-        """Moves the first `closed_pages` and the residual to host memory, and frees slots and row. The engine must not run the job."""
-        reservation = self._held[job_id]
-        slots = torch.tensor(reservation.slots[:closed_pages], dtype=torch.int64, device=self.pages.device)
-        copy = HostCopy(
-            len(reservation.slots),
-            self.pages.index_select(1, slots).cpu(),
-            self.residual[:, reservation.row].to("cpu", copy=True),
-        )
-        self.free(job_id)
-        self._out[job_id] = copy
+    # ---- preempted jobs: `leave`, a copy, `left`; `come_back`, a copy, `came_back`. While a copy runs the job holds memory on both sides
 
-    def swap_in(self, job_id: str) -> Reservation:
-        """Moves a swapped-out job back, into slots of its own: what it shared may have been given up meanwhile.
+    def leave(self, job_id: str) -> Reservation:
+        """Takes host memory for the job, which the engine must not run; returns what is to be copied there."""
+        reservation = self._held[job_id]
+        self._host[job_id] = len(reservation.slots)
+        return reservation
+
+    def left(self, job_id: str) -> None:
+        """The job's pages are in host memory: its slots and its row are free."""
+        self._free_device(job_id)
+
+    def come_back(self, job_id: str) -> Reservation:
+        """Takes a row and slots of its own for a job that is out: what it shared may have been given up meanwhile.
 
         Raises OverloadedError, and changes nothing, when it does not fit.
         """
-        copy = self._out.pop(job_id)
-        try:
-            reservation = self.reserve(job_id, copy.num_pages)
-        except OverloadedError:
-            self._out[job_id] = copy
-            raise
-        slots = torch.tensor(reservation.slots[: copy.pages.shape[1]], dtype=torch.int64, device=self.pages.device)
-        self.pages.index_copy_(1, slots, copy.pages.to(self.pages.device))
-        self.residual[:, reservation.row] = copy.residual.to(self.residual.device)
-        return reservation
+        return self._take(job_id, self._host[job_id])
+
+    def came_back(self, job_id: str) -> None:
+        """The job's pages are in their slots again: its host memory is free."""
+        del self._host[job_id]
 
     def free(self, job_id: str) -> None:
-        """Gives the job's slots and row, or its host memory, back. The engine must not run the job any more."""
-        if self._out.pop(job_id, None) is not None:
-            return
+        """Gives back what the job holds on both sides. Neither the engine nor a copy may use it any more."""
+        self._host.pop(job_id, None)
+        if job_id in self._held:
+            self._free_device(job_id)
+
+    def _free_device(self, job_id: str) -> None:
         reservation = self._held.pop(job_id)
         self.prefixes.release(reservation.digests[: reservation.shared_pages])
         self._free_slots.extend(reversed(reservation.slots[reservation.shared_pages :]))

@@ -1,26 +1,27 @@
 """The decode worker process: holds reservations, takes page streams in, generates, streams tokens to the gateways.
 
-A job is reserved, then receiving, then running; a preempted one is stopping, then out, and runs again. Whatever ends it (last token,
-release, failure, lost link) goes through one place that takes it out of the engine before its memory is free again.
+Whatever ends a job (last token, release, failure, lost link) goes through one place that takes it out of the engine before its memory
+is free again. Preempted jobs are decode.swaps' matter.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import ipaddress
 import logging
 import socket
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import Any
 
 from decode.batch import DecodeSequence
+from decode.copier import Copier
 from decode.engine import DecodeEngine, Step
+from decode.held import Held, State
 from decode.intake import Intake
 from decode.means import StepMeans
 from decode.pool import PagePool
+from decode.swaps import Swaps
 from model.sampler import SamplerState
 from model.text import FinishRule
 from model.worker import STOP_SECONDS, Worker
@@ -32,7 +33,6 @@ from transport.messages import (
     JobStats,
     Pages,
     Preempt,
-    Preempted,
     Reserve,
     Reserved,
     Residual,
@@ -52,25 +52,6 @@ log = logging.getLogger(__name__)
 _RATE_SECONDS = 5.0  # window of the reported tokens per second
 
 
-class State(enum.Enum):
-    RESERVED = "reserved"
-    RECEIVING = "receiving"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    OUT = "out"
-    LEAVING = "leaving"
-
-
-@dataclass
-class Held:
-    """One job on this worker."""
-
-    intake: Intake
-    state: State = State.RESERVED
-    sequence: DecodeSequence | None = None
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class DecodeWorker(Worker):
     role = "decode"
     config: DecodeConfig
@@ -78,6 +59,8 @@ class DecodeWorker(Worker):
     def __init__(self, config: DecodeConfig) -> None:
         super().__init__(config)
         self._engine: DecodeEngine | None = None
+        self._copier: Copier | None = None
+        self._swaps: Swaps
         self._receiver: PageReceiver | None = None
         self._jobs: dict[str, Held] = {}
         self._steps: list[tuple[float, int]] = []  # (when, tokens) of the last seconds
@@ -93,6 +76,16 @@ class DecodeWorker(Worker):
             )
         self._pool = PagePool(info, self.fmt, slots, self.config.max_jobs)
         self._engine = DecodeEngine(self.model, self._pool, self._stepped)
+        self._copier = Copier(self._pool.pages, self._pool.residual)
+        self._swaps = Swaps(
+            self.worker_id,
+            self._jobs,
+            self._pool,
+            self._engine,
+            self._copier,
+            lambda message: self.agent.send(message),
+            self._fail,
+        )
         bind = f"{self.config.link}://{self.config.data_bind}"
         require_secret(bind, self.config.secret_bytes)
         self._receiver = await PageReceiver.listen(
@@ -112,6 +105,9 @@ class DecodeWorker(Worker):
         if self._engine is not None:
             await self._engine.stop(STOP_SECONDS)
             self._engine = None
+        if self._copier is not None:
+            await asyncio.to_thread(self._copier.close)
+            self._copier = None
 
     def load(self) -> WorkerLoad:
         """Says beforehand which prefix pages are held: a hint for placements, so at a heartbeat is soon enough."""
@@ -140,9 +136,9 @@ class DecodeWorker(Worker):
             case Reserve():
                 self._reserve(message)
             case Preempt():
-                await self._preempt(message)
+                self._swaps.preempt(message)
             case Resume():
-                self._resume(message.job_id)
+                self._swaps.resume(message.job_id)
             case _:
                 log.warning("a decode worker has no use for %s", message.kind)
 
@@ -161,34 +157,6 @@ class DecodeWorker(Worker):
     def _digests(self, job: Job) -> tuple[bytes, ...]:
         """Of the prompt pages that the job may share with others."""
         return tuple(PageDigests(job, self.layout)) if self.config.prefix_cache else ()
-
-    async def _preempt(self, message: Preempt) -> None:
-        """Whatever ends the job while the step under way does, wins."""
-        job_id = message.job_id
-        held = self._jobs.get(job_id)
-        if held is None or held.state is not State.RUNNING or held.sequence is None:
-            return
-        held.state = State.STOPPING
-        assert self._engine is not None
-        await self._engine.drop(job_id)
-        if held.state is not State.STOPPING or self._jobs.get(job_id) is not held:
-            return
-        self._pool.swap_out(job_id, self.fmt.num_pages(held.sequence.num_tokens))
-        held.state = State.OUT
-        self.agent.send(Preempted(job_id=job_id, worker_id=self.worker_id, number=message.number))
-
-    def _resume(self, job_id: str) -> None:
-        held = self._jobs.get(job_id)
-        if held is None or held.state is not State.OUT or held.sequence is None:
-            return
-        try:
-            held.sequence.reservation = self._pool.swap_in(job_id)
-        except PackhorseError as error:
-            self._fail(job_id, error)
-            return
-        held.state = State.RUNNING
-        assert self._engine is not None
-        self._engine.add(held.sequence)
 
     def _lost(self) -> None:
         super()._lost()
@@ -297,10 +265,12 @@ class DecodeWorker(Worker):
         task.add_done_callback(self._leaving.discard)
 
     async def _leave(self, held: Held) -> None:
-        """The one way out: the engine lets go of the job, then its memory is free."""
+        """The one way out: the engine lets go of the job, and no copy is under way, then its memory is free."""
         held.state = State.LEAVING
         assert self._engine is not None
         await self._engine.drop(held.intake.job.job_id)
+        if held.moving is not None:
+            await asyncio.wait([held.moving])
         self._free(held.intake.job.job_id)
 
     def _free(self, job_id: str) -> None:

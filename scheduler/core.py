@@ -50,6 +50,7 @@ from transport.messages import (
     Release,
     Released,
     Reserved,
+    Resumed,
     Status,
     StatusRequest,
     Submit,
@@ -94,6 +95,7 @@ class SchedulerCore:
             StatusRequest: self._on_status_request,
             Explain: self._on_explain,
             Preempted: self._on_preempted,
+            Resumed: self._on_resumed,
         }
 
     # ---- events
@@ -248,7 +250,13 @@ class SchedulerCore:
     def _on_preempted(self, peer: bytes, message: Preempted, now: float) -> None:
         job, worker = self._job_at(peer, message), self.workers.get(message.worker_id)
         if job is not None and worker is not None and worker.worker_id in job.holds:
+            self.experience.moved(worker, message)
             self.preemption.is_out(worker, job, message.number)
+
+    def _on_resumed(self, peer: bytes, message: Resumed, now: float) -> None:
+        job, worker = self._job_at(peer, message), self.workers.get(message.worker_id)
+        if job is not None and worker is not None and worker.worker_id in job.holds:
+            self.preemption.is_back(worker, job, now)
 
     def _on_job_done(self, peer: bytes, message: JobDone, now: float) -> None:
         """A prefill worker that still holds the job is about to say PrefillDone, so it is not asked to release it."""
@@ -268,7 +276,7 @@ class SchedulerCore:
             self._life.settle(job)
 
     def _job_at(
-        self, peer: bytes, message: PrefillDone | JobDone | WorkerFailed | Released | Preempted
+        self, peer: bytes, message: PrefillDone | JobDone | WorkerFailed | Released | Preempted | Resumed
     ) -> TrackedJob | None:
         """The job that a worker tells of; None when there is none such, or the peer is not that worker: late or foreign word."""
         job = self.jobs.get(message.job_id)

@@ -16,7 +16,7 @@ from scheduler.jobs import TrackedJob
 from scheduler.policies import Room
 from scheduler.predictor import JobFeatures, make_predictor
 from scheduler.workers import Worker, Workers
-from transport.messages import JobStats, Role, WorkerLoad
+from transport.messages import JobStats, Preempted, Role, WorkerLoad
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class Experience:
             "prefill": fleet.prefill,
             "decode": fleet.decode,
             "transfer": fleet.transfer,
+            "host": fleet.host,
         }
         return {kind: window.summary() for kind, window in windows.items()}
 
@@ -103,6 +104,11 @@ class Experience:
         self.cost.worker(job.prefill_worker).observe_prefill(job.prompt_tokens, stats.prefill_seconds)
         if job.decode_worker and stats.ship_seconds > 0:
             self.cost.observe_transfer(job.prefill_worker, job.decode_worker, stats.bytes_shipped, stats.ship_seconds)
+
+    def moved(self, worker: Worker, message: Preempted) -> None:
+        """A job's pages went to host memory."""
+        if message.move_seconds > 0:
+            self.cost.worker(worker.worker_id).observe_move(message.moved_bytes, message.move_seconds)
 
     def heard(self, worker: Worker, load: WorkerLoad) -> None:
         """A heartbeat: the mean of the steps since the one before, and how far each job is."""

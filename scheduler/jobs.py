@@ -32,11 +32,23 @@ class JobState(StrEnum):
 
 
 class Swap(StrEnum):
-    """Where a job's pages are on its decode worker: on the device, asked to leave it, or out, in host memory."""
+    """Where a job's pages are on its decode worker: on the device, leaving it, out in host memory, or returning.
+
+    On their way they take room in both: memory is free once a copy is done.
+    """
 
     IN = "in"
     LEAVING = "leaving"
     OUT = "out"
+    RETURNING = "returning"
+
+    @property
+    def on_device(self) -> bool:
+        return self is not Swap.OUT
+
+    @property
+    def on_host(self) -> bool:
+        return self is not Swap.IN
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Preemption on decode workers: which running jobs give way, and when they come back, as the policy plans.
 
 Acts only where the policy preempts and the worker has host memory to move pages to. A job is first asked to leave (LEAVING), counts on the
-device until the worker says that it is out, and counts there again from the moment it is called back. Only one round of leaving is under
-way at a time, so that no more jobs are stopped than needed. Knows nothing of messages: `stop` and `call_back` send them.
+device until the worker says that it is out, and counts there again from the moment it is called back. A worker has one round of leaving
+under way at a time, and no job has rounds on two workers, so that no more jobs are stopped than needed. Knows nothing of messages: `stop`
+and `call_back` send them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from scheduler.jobs import JobState, Swap, TrackedJob
 from scheduler.policies import Policy, Room, RunPlan
@@ -15,6 +17,14 @@ from scheduler.workers import Worker, Workers
 
 EXAMINED = 4  # workers that are looked at for one blocked job, in turn
 LOOK_SECONDS = 0.05  # between two looks for the same job
+
+
+@dataclass(frozen=True)
+class Round:
+    """Jobs on their way out of one worker, for that another job fits there."""
+
+    beneficiary: str
+    leaving: set[str]
 
 
 class Preemption:
@@ -27,7 +37,7 @@ class Preemption:
     ) -> None:
         self._policy, self._workers = policy, workers
         self._stop, self._call_back = stop, call_back
-        self._leaving: set[str] = set()
+        self._rounds: dict[str, Round] = {}  # by worker
         self._out: dict[str, set[str]] = {}  # by worker: jobs that are out
         self.due: set[str] = set()  # workers to be looked at again, by `bring_back`
         self._cursor = 0
@@ -35,7 +45,7 @@ class Preemption:
 
     def gone(self, worker_id: str, job_id: str) -> None:
         """The job holds nothing on the worker any more."""
-        self._leaving.discard(job_id)
+        self._has_left(worker_id, job_id)
         out = self._out.get(worker_id)
         if out is not None:
             out.discard(job_id)
@@ -47,10 +57,24 @@ class Preemption:
     def is_out(self, worker: Worker, job: TrackedJob, number: int) -> None:
         """The worker says that the job's pages are in host memory, as the job's preemption of that number asked for."""
         if job.swap is Swap.LEAVING and number == job.preemptions:
-            self._leaving.discard(job.job_id)
-            worker.swap_out(job)
+            self._has_left(worker.worker_id, job.job_id)
+            worker.move(job, Swap.OUT)
             self._out.setdefault(worker.worker_id, set()).add(job.job_id)
             self.due.add(worker.worker_id)
+
+    def is_back(self, worker: Worker, job: TrackedJob, now: float) -> None:
+        """The worker says that the job runs again."""
+        if job.swap is Swap.RETURNING:
+            worker.move(job, Swap.IN)
+            job.progress.run(now)
+            self.due.add(worker.worker_id)
+
+    def _has_left(self, worker_id: str, job_id: str) -> None:
+        under_way = self._rounds.get(worker_id)
+        if under_way is not None:
+            under_way.leaving.discard(job_id)
+            if not under_way.leaving:
+                del self._rounds[worker_id]
 
     def review(self) -> None:
         """Time has passed: waiting jobs may have become the better ones."""
@@ -59,13 +83,15 @@ class Preemption:
     def make_room(self, head: TrackedJob, now: float) -> None:
         """`head` fits no decode worker. Stops jobs of one where the policy would rather run it."""
         looked_for, at = self._looked
-        if not self._policy.preempts or self._leaving or (looked_for == head.job_id and now - at < LOOK_SECONDS):
+        if not self._policy.preempts or (looked_for == head.job_id and now - at < LOOK_SECONDS):
+            return
+        if any(under_way.beneficiary == head.job_id for under_way in self._rounds.values()):
             return
         self._looked = (head.job_id, now)
         workers = self._workers.of_role("decode")
         for i in range(min(EXAMINED, len(workers))):
             worker = workers[(self._cursor + i) % len(workers)]
-            if worker.info.host_pages and worker.has_context_for(head) and self._give_way(worker, head, now):
+            if self._may_ask(worker) and worker.has_context_for(head) and self._give_way(worker, head, now):
                 return
         self._cursor += EXAMINED
 
@@ -88,13 +114,16 @@ class Preemption:
                 continue
             if worker.fits_on_device(job):
                 self._out[worker.worker_id].discard(job.job_id)
-                worker.swap_in(job)
-                job.progress.run(now)
+                worker.move(job, Swap.RETURNING)
                 self._call_back(worker, job)
-            elif not self._leaving:
+            elif worker.worker_id not in self._rounds:
                 self._stop_until(worker, job, plan, now)
         if not self._out[worker.worker_id]:
             del self._out[worker.worker_id]
+
+    def _may_ask(self, worker: Worker) -> bool:
+        """Whether jobs of the worker may be asked to leave."""
+        return worker.info.host_pages > 0 and worker.worker_id not in self._rounds
 
     def _give_way(self, worker: Worker, head: TrackedJob, now: float) -> bool:
         plan = self._plan(worker, [head], now)
@@ -120,11 +149,12 @@ class Preemption:
         taken = sum(victim.pages for victim in victims)
         if pages > 0 or places > 0 or worker.host_pages_used + taken > worker.info.host_pages:
             return False
+        if victims:
+            self._rounds[worker.worker_id] = Round(job.job_id, {victim.job_id for victim in victims})
         for victim in victims:
-            victim.swap = Swap.LEAVING
+            worker.move(victim, Swap.LEAVING)
             victim.preemptions += 1
             victim.progress.wait(now)
-            self._leaving.add(victim.job_id)
             self._stop(worker, victim)
         return bool(victims)
 

@@ -60,11 +60,8 @@ class Worker:
 
     def drop(self, job_id: str) -> None:
         """Frees what `hold` took; a job that is not here changes nothing."""
-        job = self.jobs.get(job_id)
+        job = self.jobs.pop(job_id, None)
         if job is not None:
-            if job.swap is Swap.OUT and self.info.role == "decode":
-                self.swap_in(job)
-            del self.jobs[job_id]
             self._count(job, -1)
 
     def has_context_for(self, job: TrackedJob) -> bool:
@@ -84,20 +81,11 @@ class Worker:
         """Leading pages of the job's prompt that the worker, by its last reports, holds: prefill would not send them to it."""
         return self.prefixes.count(job.page_digests(self.info.layout)) if self.prefixes else 0
 
-    def swap_out(self, job: TrackedJob) -> None:
-        """The job's pages are in host memory: they and its place are free."""
-        self._move(job, Swap.OUT, 1)
-
-    def swap_in(self, job: TrackedJob) -> None:
-        """The job, which is out, takes its pages and a place again."""
-        assert job.swap is Swap.OUT
-        self._move(job, Swap.IN, -1)
-
-    def _move(self, job: TrackedJob, swap: Swap, sign: int) -> None:
+    def move(self, job: TrackedJob, swap: Swap) -> None:
+        """The job's pages, and with them its place in the batch, are where `swap` says from now on."""
+        self._count_pages(job, -1)
         job.swap = swap
-        self.jobs_out += sign
-        self.reserved_pages -= sign * job.pages
-        self.host_pages_used += sign * job.pages
+        self._count_pages(job, 1)
         self.changed(self.worker_id)
 
     def status(self, now: float) -> WorkerStatus:
@@ -113,11 +101,14 @@ class Worker:
         self.prompt_tokens += sign * job.prompt_tokens
         self.prompt_squares += sign * job.prompt_tokens**2
         self.context_tokens += sign * job.context_tokens
-        self.reserved_pages += sign * self._pages(job)
+        self._count_pages(job, sign)
         self.changed(self.worker_id)
 
-    def _pages(self, job: TrackedJob) -> int:
-        return job.pages if self.info.role == "decode" else 0
+    def _count_pages(self, job: TrackedJob, sign: int) -> None:
+        if self.info.role == "decode":
+            self.reserved_pages += sign * job.pages * job.swap.on_device
+            self.host_pages_used += sign * job.pages * job.swap.on_host
+            self.jobs_out += sign * (not job.swap.on_device)
 
 
 class Workers:

@@ -22,6 +22,7 @@ class FleetErrors:
     prefill: ErrorWindow = field(default_factory=ErrorWindow)
     decode: ErrorWindow = field(default_factory=ErrorWindow)
     transfer: ErrorWindow = field(default_factory=ErrorWindow)
+    host: ErrorWindow = field(default_factory=ErrorWindow)
 
 
 @dataclass
@@ -31,6 +32,7 @@ class WorkerCost:
     prefill: FittedTime
     decode: FittedTime
     transfer: FittedTime
+    host: FittedTime
 
     @classmethod
     def of(cls, prior: WorkerPrior, fleet: FleetErrors | None = None) -> WorkerCost:
@@ -39,6 +41,7 @@ class WorkerCost:
             FittedTime(prior.prefill, fleet_errors=errors.prefill),
             FittedTime(prior.decode, fleet_errors=errors.decode),
             FittedTime(prior.transfer, fleet_errors=errors.transfer),
+            FittedTime(prior.host, fleet_errors=errors.host),
         )
 
     def prefill_seconds(self, tokens: int, cached_tokens: int = 0) -> float:
@@ -50,6 +53,14 @@ class WorkerCost:
         """Of one decode step over `batch` sequences that hold `context_tokens` together."""
         a, b, c = self.decode.coefficients
         return a + b * context_tokens + c * batch
+
+    def move_seconds(self, num_bytes: int) -> float:
+        """Of a copy between device and host memory, one way."""
+        a, b = self.host.coefficients
+        return a + b * num_bytes
+
+    def observe_move(self, num_bytes: int, seconds: float) -> None:
+        self.host.observe((1, num_bytes), seconds)
 
     def observe_prefill(self, tokens: int, seconds: float, cached_tokens: int = 0) -> None:
         self.prefill.observe((1, tokens - cached_tokens, tokens**2 - cached_tokens**2), seconds)
@@ -101,9 +112,9 @@ class CostModel:
             link.observe(num_bytes, seconds)
 
     def errors(self) -> Iterator[tuple[str, str, ErrorSummary]]:
-        """(worker id, prefill | decode | transfer, summary) of everything that was ever observed, for metrics."""
+        """(worker id, prefill | decode | transfer | host, summary) of everything that was ever observed, for metrics."""
         for worker_id, cost in self._workers.items():
-            for kind, fitted in (("prefill", cost.prefill), ("decode", cost.decode), ("transfer", cost.transfer)):
-                summary = fitted.errors.summary()
+            for kind in ("prefill", "decode", "transfer", "host"):
+                summary = getattr(cost, kind).errors.summary()
                 if summary.count:
                     yield worker_id, kind, summary

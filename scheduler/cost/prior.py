@@ -10,12 +10,13 @@ class WorkerPrior:
     """Coefficients in seconds per unit, all at least 0.
 
     prefill: a, per token, per squared token; decode: a, per token of context (summed over the batch), per sequence;
-    transfer: a (latency), per byte.
+    transfer: a (latency), per byte; host: the same for a copy between device and host memory, one way.
     """
 
     prefill: tuple[float, float, float]
     decode: tuple[float, float, float]
     transfer: tuple[float, float]
+    host: tuple[float, float] = (1e-3, 1e-10)  # about PCIe 3.0 x16
 
 
 # For workers of which nothing is known: an 8B model in 16 bits on a GPU of A100's class, over 25 Gbps. Samples rescale it at once.

@@ -15,7 +15,18 @@ from scheduler.simulator.decode_model import DecodeModel, Sequence
 from scheduler.simulator.events import Timer
 from scheduler.simulator.link import Port
 from scheduler.simulator.worker import SimWorker, World
-from transport.messages import JobDone, JobStats, Model, Preempt, Preempted, Reserve, Reserved, Resume, WorkerLoad
+from transport.messages import (
+    JobDone,
+    JobStats,
+    Model,
+    Preempt,
+    Preempted,
+    Reserve,
+    Reserved,
+    Resume,
+    Resumed,
+    WorkerLoad,
+)
 
 
 class Where(Enum):
@@ -121,39 +132,48 @@ class SimDecodeWorker(SimWorker):
         self._start(job_id, now)
         return True
 
-    # ---- swapping
+    # ---- swapping: a job on its way takes memory on both sides
 
     def _preempt(self, message: Preempt, now: float) -> None:
-        """A job that neither runs nor is about to is left alone. One on its way back turns round once it is there."""
+        """A job that does not run is left alone."""
         held = self.jobs.get(message.job_id)
-        if held is None or held.where not in (Where.RUNNING, Where.RETURNING):
+        if held is None or held.where is not Where.RUNNING:
             return
-        if held.where is Where.RUNNING:
-            self.engine.pause(held.job_id, now)
-            self._timer.set(self.engine.next_change)
+        self.engine.pause(held.job_id, now)
+        self._timer.set(self.engine.next_change)
         held.where, held.preemption = Where.LEAVING, message.number
+        self.host_pages_used += held.pages
+        assert self.host_pages_used <= self.info.host_pages, f"{self.worker_id}: host memory promised twice"
 
     def _copy_out(self, held: Held, now: float) -> None:
         """The job does not run."""
-        self.world.events.at(self._out.copy(self._num_bytes(held, now), now), lambda at: self._is_out(held))
+        num_bytes = self._num_bytes(held, now)
+        done_at = self._out.copy(num_bytes, now)
+        self.world.events.at(done_at, lambda at: self._is_out(held, num_bytes))
 
-    def _is_out(self, held: Held) -> None:
+    def _is_out(self, held: Held, num_bytes: int) -> None:
         if self.jobs.get(held.job_id) is not held or held.where is not Where.LEAVING:
             return
         held.where = Where.OUT
         self.reserved_pages -= held.pages
-        self.host_pages_used += held.pages
         self.num_out += 1
         self.num_preempted += 1
-        assert self.host_pages_used <= self.info.host_pages, f"{self.worker_id}: host memory promised twice"
-        self.say(Preempted(job_id=held.job_id, worker_id=self.worker_id, number=held.preemption))
+        seconds = num_bytes / self._out.bytes_per_second
+        self.say(
+            Preempted(
+                job_id=held.job_id,
+                worker_id=self.worker_id,
+                number=held.preemption,
+                moved_bytes=num_bytes,
+                move_seconds=seconds,
+            )
+        )
 
     def _resume(self, job_id: str, now: float) -> None:
         held = self.jobs.get(job_id)
         if held is None or held.where is not Where.OUT:
             return
         held.where = Where.RETURNING
-        self.host_pages_used -= held.pages
         self.num_out -= 1
         self._take(held)
         self.world.events.at(self._in.copy(self._num_bytes(held, now), now), lambda at: self._is_back(held, at))
@@ -161,12 +181,11 @@ class SimDecodeWorker(SimWorker):
     def _is_back(self, held: Held, now: float) -> None:
         if self.jobs.get(held.job_id) is not held:
             return
-        if held.where is Where.LEAVING:
-            self._copy_out(held, now)
-        else:
-            held.where = Where.RUNNING
-            self.world.paused(held.job_id, now - held.paused_at)
-            self._start(held.job_id, now)
+        held.where = Where.RUNNING
+        self.host_pages_used -= held.pages
+        self.world.paused(held.job_id, now - held.paused_at)
+        self.say(Resumed(job_id=held.job_id, worker_id=self.worker_id))
+        self._start(held.job_id, now)
 
     def _num_bytes(self, held: Held, now: float) -> int:
         """What the job has on the device now: closed pages, and the residual's tokens."""
@@ -207,8 +226,9 @@ class SimDecodeWorker(SimWorker):
 
     def _free(self, job_id: str) -> Held:
         held = self.jobs.pop(job_id)
-        if held.where is Where.OUT:
+        if held.where in (Where.LEAVING, Where.OUT, Where.RETURNING):
             self.host_pages_used -= held.pages
+        if held.where is Where.OUT:
             self.num_out -= 1
         else:
             self.reserved_pages -= held.pages

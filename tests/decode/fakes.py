@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from decode.batch import DecodeBatch, DecodeSequence
+from decode.copier import Copier, HostCopy
 from decode.engine import DecodeEngine, Step
-from decode.pool import PagePool
+from decode.pool import PagePool, Reservation
 from model.adapter import Attend, ModelInfo
 from model.sampler import SamplerState
 from model.text import FinishRule
@@ -60,6 +61,31 @@ def sequence_of(pool: PagePool, job: Job) -> DecodeSequence:
         sequence.num_tokens += 1
     sequence.last_token = first
     return sequence
+
+
+class Memory:
+    """A pool, and copies out of it and back that are done at once."""
+
+    def __init__(self, pool: PagePool) -> None:
+        self.pool = pool
+        self.copies: dict[str, HostCopy] = {}
+        self._copier = Copier(pool.pages, pool.residual)
+        self._copier.close()  # only its threads end
+
+    def swap_out(self, job_id: str, closed_pages: int) -> None:
+        held = self.pool.leave(job_id)
+        self.copies[job_id] = self._copier.copy_out(held.slots[:closed_pages], held.row)
+        self.pool.left(job_id)
+
+    def swap_in(self, job_id: str) -> Reservation:
+        held, copy = self.pool.come_back(job_id), self.copies[job_id]
+        self._copier.copy_back(copy, held.slots[: sum(part.shape[1] for part in copy.pages)], held.row)
+        self.pool.came_back(job_id)
+        return held
+
+    @property
+    def used(self) -> tuple[int, int, int]:
+        return self.pool.used_slots, self.pool.used_rows, self.pool.host_pages_used
 
 
 class Bench:

@@ -9,6 +9,7 @@ import torch
 
 from decode.pool import PagePool, Reservation
 from packhorse.errors import OverloadedError
+from tests.decode.fakes import Memory
 from tests.shapes import FORMAT, INFO
 
 SLOTS, ROWS = 12, 4
@@ -83,11 +84,12 @@ def test_a_job_that_is_swapped_out_lets_go_of_shared_pages_and_comes_back_to_its
     pool.pages[:, list(first.slots)] = 7
     second = run(pool, "b", 3, "xy")
     pool.pages[:, second.slots[2]] = 9
-    pool.swap_out("b", closed_pages=3)
+    memory = Memory(pool)
+    memory.swap_out("b", closed_pages=3)
     assert (pool.used_slots, pool.host_pages_used) == (3, 3)
     pool.free("a")
     assert pool.cached_slots == 2
-    back = pool.swap_in("b")
+    back = memory.swap_in("b")
     assert back.shared_pages == 0
     assert not set(back.slots) & set(first.slots[:2])
     assert (pool.pages[:, list(back.slots)].amax((0, 2, 3))).tolist() == [7, 7, 9]
@@ -99,6 +101,7 @@ def test_a_job_that_is_swapped_out_lets_go_of_shared_pages_and_comes_back_to_its
 def test_any_order_of_events_loses_no_page_and_changes_none_under_a_job(seed: int) -> None:
     """Every page's bytes are drawn when its stream brings it, and looked at after every event, by every job that has it."""
     draw, pool = random.Random(seed), PagePool(INFO, FORMAT, SLOTS, ROWS)
+    memory = Memory(pool)
     there: dict[str, Reservation] = {}
     pages: dict[str, list[int]] = {}  # what the job attends to, page by page, as far as it has come
     streaming: set[str] = set()
@@ -133,12 +136,12 @@ def test_any_order_of_events_loses_no_page_and_changes_none_under_a_job(seed: in
                 _mark(pool, held.slots[closed], pages[job_id][-1])
         elif event == "preempt" and (running := sorted(there.keys() - streaming)):
             job_id = draw.choice(running)
-            pool.swap_out(job_id, len(pages[job_id]))
+            memory.swap_out(job_id, len(pages[job_id]))
             out[job_id] = len(there.pop(job_id).slots)
         elif event == "resume" and out:
             job_id = draw.choice(sorted(out))
             try:
-                there[job_id] = pool.swap_in(job_id)
+                there[job_id] = memory.swap_in(job_id)
             except OverloadedError:
                 continue
             del out[job_id]

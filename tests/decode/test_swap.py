@@ -7,14 +7,21 @@ import random
 import pytest
 import torch
 
+from decode.copier import PAGES_AT_ONCE
 from decode.pool import PagePool
 from packhorse.errors import OverloadedError, PackhorseError
+from tests.decode.fakes import Memory
 from tests.shapes import FORMAT, INFO
 
 SLOTS, ROWS = 12, 4
 
 
-def fill(pool: PagePool, job_id: str, slots: tuple[int, ...], row: int, seed: int) -> None:
+@pytest.fixture
+def memory() -> Memory:
+    return Memory(PagePool(INFO, FORMAT, SLOTS, ROWS))
+
+
+def fill(pool: PagePool, slots: tuple[int, ...], row: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     shape = (INFO.layers, len(slots), *pool.pages.shape[2:])
     pool.pages[:, list(slots)] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
@@ -25,31 +32,49 @@ def content(pool: PagePool, slots: tuple[int, ...], row: int) -> tuple[torch.Ten
     return pool.pages[:, list(slots)].clone(), pool.residual[:, row].clone()
 
 
-def test_what_comes_back_is_what_left_though_its_place_was_taken() -> None:
-    pool = PagePool(INFO, FORMAT, num_slots=4, max_jobs=1)
-    first = pool.reserve("a", 4)
-    fill(pool, "a", first.slots, first.row, 1)
+@pytest.mark.parametrize("num_pages", [4, 2 * PAGES_AT_ONCE + 3])
+def test_what_comes_back_is_what_left_though_its_place_was_taken(num_pages: int) -> None:
+    memory = Memory(PagePool(INFO, FORMAT, num_pages, 1))
+    pool = memory.pool
+    first = pool.reserve("a", num_pages)
+    fill(pool, first.slots, first.row, 1)
     pages, residual = content(pool, first.slots, first.row)
-    pool.swap_out("a", closed_pages=3)
-    assert (pool.used_slots, pool.used_rows, pool.host_pages_used) == (0, 0, 4)
+    memory.swap_out("a", closed_pages=num_pages - 1)
+    assert memory.used == (0, 0, num_pages)
+    slot_bytes = PagePool.slot_bytes(INFO, FORMAT)
+    assert memory.copies["a"].num_bytes == (num_pages - 1) * slot_bytes + pool.residual[:, 0].numel() * 4
     other = pool.reserve("b", 2)
-    fill(pool, "b", other.slots, other.row, 2)
-    with pytest.raises(OverloadedError, match="job a needs 4 pages"):
-        pool.swap_in("a")
+    fill(pool, other.slots, other.row, 2)
+    with pytest.raises(OverloadedError, match=f"job a needs {num_pages} pages"):
+        pool.come_back("a")
     with pytest.raises(PackhorseError, match="holds a reservation already"):
         pool.reserve("a", 1)
-    assert pool.host_pages_used == 4
+    assert pool.host_pages_used == num_pages
     pool.free("b")
-    again = pool.swap_in("a")
-    back, residual_back = content(pool, again.slots, again.row)
-    assert torch.equal(back[:, :3], pages[:, :3])
+    held = memory.swap_in("a")
+    back, residual_back = content(pool, held.slots, held.row)
+    assert torch.equal(back[:, :-1], pages[:, :-1])
     assert torch.equal(residual_back, residual)
-    assert (pool.used_slots, pool.used_rows, pool.host_pages_used) == (4, 1, 0)
+    assert memory.used == (num_pages, 1, 0)
+
+
+def test_a_job_on_its_way_holds_memory_on_both_sides_and_may_end_there(memory: Memory) -> None:
+    memory.pool.reserve("a", 5)
+    memory.pool.leave("a")
+    assert memory.used == (5, 1, 5)
+    memory.pool.free("a")
+    assert memory.used == (0, 0, 0)
+    memory.pool.reserve("b", 5)
+    memory.swap_out("b", 2)
+    memory.pool.come_back("b")
+    assert memory.used == (5, 1, 5)
+    memory.pool.free("b")
+    assert memory.used == (0, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_order_of_arrive_preempt_resume_and_end(seed: int) -> None:
-    draw, pool = random.Random(seed), PagePool(INFO, FORMAT, SLOTS, ROWS)
+def test_any_order_of_arrive_preempt_resume_and_end(seed: int, memory: Memory) -> None:
+    draw, pool = random.Random(seed), memory.pool
     there: dict[str, tuple[tuple[int, ...], int]] = {}  # slots and row
     expected: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     out: dict[str, int] = {}
@@ -60,21 +85,21 @@ def test_any_order_of_arrive_preempt_resume_and_end(seed: int) -> None:
                 held = pool.reserve(f"j{i}", draw.randint(0, 6))
             except OverloadedError:
                 continue
-            fill(pool, f"j{i}", held.slots, held.row, i)
+            fill(pool, held.slots, held.row, i)
             there[f"j{i}"], expected[f"j{i}"] = (held.slots, held.row), content(pool, held.slots, held.row)
         elif event == "preempt" and there:
             job_id = draw.choice(sorted(there))
             slots, _ = there.pop(job_id)
-            pool.swap_out(job_id, len(slots))
+            memory.swap_out(job_id, len(slots))
             out[job_id] = len(slots)
         elif event == "resume" and out:
             job_id = draw.choice(sorted(out))
             try:
-                held = pool.swap_in(job_id)
+                held = memory.swap_in(job_id)
             except OverloadedError:
                 continue
-            del out[job_id]
             there[job_id] = (held.slots, held.row)
+            del out[job_id]
         elif event == "end" and (there or out):
             job_id = draw.choice(sorted({**there, **out}))
             pool.free(job_id)
@@ -90,4 +115,4 @@ def test_any_order_of_arrive_preempt_resume_and_end(seed: int) -> None:
             assert torch.equal(residual, expected[job_id][1])
     for job_id in [*there, *out]:
         pool.free(job_id)
-    assert (pool.used_slots, pool.used_rows, pool.host_pages_used) == (0, 0, 0)
+    assert memory.used == (0, 0, 0)

@@ -40,6 +40,7 @@ from transport.messages import (
     Reserve,
     Reserved,
     Resume,
+    Resumed,
     StartPrefill,
     Status,
     StatusRequest,
@@ -106,6 +107,7 @@ class FakeWorker:
                     self.hold(message.job_id, self.out.pop(message.job_id))
                     self.ready.add(message.job_id)
                     self.world.resumed += 1
+                    self.say(Resumed(job_id=message.job_id, worker_id=self.info.worker_id))
             case Release():
                 self.held.pop(message.job_id, None)
                 self.out.pop(message.job_id, None)
@@ -308,9 +310,10 @@ class World:
             assert worker.device_jobs <= worker.info.max_jobs
             assert worker.prompt_tokens == sum(job.prompt_tokens for job in jobs)
             if worker.info.role == "decode":
-                out = sum(job.pages for job in jobs if job.swap is Swap.OUT)
-                assert worker.host_pages_used == out <= worker.info.host_pages
-                assert worker.reserved_pages == sum(job.pages for job in jobs) - out <= worker.info.capacity_pages
+                there = sum(job.pages for job in jobs if job.swap is not Swap.OUT)
+                host = sum(job.pages for job in jobs if job.swap is not Swap.IN)
+                assert worker.host_pages_used == host <= worker.info.host_pages
+                assert worker.reserved_pages == there <= worker.info.capacity_pages
             for job in jobs:
                 assert self.core.jobs[job.job_id] is job
                 assert worker.worker_id in job.holds
@@ -358,7 +361,7 @@ def played(world: World) -> World:
         assert (len(worker.jobs), worker.reserved_pages, worker.prompt_tokens) == (0, 0, 0)
         assert (worker.jobs_out, worker.host_pages_used) == (0, 0)
     assert vars(world.core.preemption)["_out"] == {}
-    assert vars(world.core.preemption)["_leaving"] == set()
+    assert vars(world.core.preemption)["_rounds"] == {}
     for job_id in world.jobs:
         assert world.terminal[job_id] == 1 or job_id in world.cancelled, f"job {job_id} never ended"
     assert sum(world.core.totals.values()) == len(world.jobs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.scheduler.fakes import Bench, decode_info, make_job, prefill_info
-from transport.messages import Cancel, JobEnded, JobFailed, Preempt, Preempted, Release, Reserve, Resume
+from transport.messages import Cancel, JobEnded, JobFailed, Preempt, Preempted, Release, Reserve, Resume, Resumed
 
 
 def bench(policy: str = "srpt-oracle", *, host_pages: int = 20, prefill_jobs: int = 4, **config: object) -> Bench:
@@ -86,12 +86,54 @@ def test_old_word_of_a_preemption_is_not_believed() -> None:
     assert b.take(Resume) == [Resume(job_id="long")]
     b.now += 1
     b.submit(make_job("two", max_tokens=70))
-    assert b.take(Preempt)[-1].number == 2
+    assert [message.number for message in b.take(Preempt)] == [1], "a job that is returning is not stopped"
+    b.hear(b"d1", Resumed(job_id="long", worker_id="d1"))
+    b.now += 1
+    b.sent += b.core.tick(b.now)
+    assert [message.number for message in b.take(Preempt)] == [2]
     b.sent.clear()
     is_out(b, "long", number=1)
     assert b.take(Reserve) == []
     is_out(b, "long", number=2)
     assert len(b.take(Reserve)) == 1
+
+
+def test_every_worker_has_its_own_round_and_every_job_one() -> None:
+    b = bench()
+    decoding(b, "long", 380)
+    b.register(decode_info("d2", capacity_pages=6, host_pages=20))
+    b.submit(make_job("longer", max_tokens=384))
+    b.reserved("d2", job_id="longer")
+    b.prefilled(job_id="longer")
+    b.sent.clear()
+    b.submit(make_job("short", max_tokens=80))
+    (first,) = [peer for peer, message in b.sent if isinstance(message, Preempt)]
+    b.now += 1
+    b.sent += b.core.tick(b.now)
+    assert len(b.take(Preempt)) == 1, "one worker makes room for the job, not two"
+    b.submit(make_job("shorter", max_tokens=70))
+    (second,) = [peer for peer, message in b.sent if isinstance(message, Preempt)]
+    assert {first, second} == {b"d1", b"d2"}
+    is_out(b, "long")
+    b.hear(b"d2", Preempted(job_id="longer", worker_id="d2", number=1))
+    assert sorted(message.job.job_id for message in b.take(Reserve)) == ["short", "shorter"]
+
+
+def test_pages_count_on_both_sides_while_they_move() -> None:
+    b = bench()
+    decoding(b, "long", 380)
+    worker = next(worker for worker in b.core.workers if worker.worker_id == "d1")
+    seen = [(worker.reserved_pages, worker.host_pages_used)]
+    b.submit(make_job("short", max_tokens=70))
+    seen.append((worker.reserved_pages, worker.host_pages_used))
+    is_out(b, "long")
+    b.hear(b"gateway-1", Cancel(job_id="short", reason="left"))
+    b.release_all()
+    assert b.take(Resume) == [Resume(job_id="long")]
+    seen.append((worker.reserved_pages, worker.host_pages_used))
+    b.hear(b"d1", Resumed(job_id="long", worker_id="d1"))
+    seen.append((worker.reserved_pages, worker.host_pages_used))
+    assert seen == [(6, 0), (6, 6), (6, 6), (6, 0)]
 
 
 def test_a_job_that_ends_before_it_is_stopped_makes_room_too() -> None:

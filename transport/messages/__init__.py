@@ -27,17 +27,15 @@ from .jobs import Job, JobStats, Sampling, TokenLogprob, TokenOutput, Tokens
 from .layout import KVLayout
 from .placing import (
     JobDone,
-    Preempt,
-    Preempted,
     PrefillDone,
     Release,
     Released,
     Reserve,
     Reserved,
-    Resume,
     StartPrefill,
     WorkerFailed,
 )
+from .preempting import Preempt, Preempted, Resume, Resumed
 from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
 from .workers import (
     Goodbye,
@@ -90,6 +88,7 @@ __all__ = [
     "Reserved",
     "Residual",
     "Resume",
+    "Resumed",
     "Role",
     "Sampling",
     "StartPrefill",

@@ -14,17 +14,15 @@ from .gateway import Cancel, Explain, Explanations, JobEnded, JobFailed, Placed,
 from .jobs import Tokens
 from .placing import (
     JobDone,
-    Preempt,
-    Preempted,
     PrefillDone,
     Release,
     Released,
     Reserve,
     Reserved,
-    Resume,
     StartPrefill,
     WorkerFailed,
 )
+from .preempting import Preempt, Preempted, Resume, Resumed
 from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
 from .workers import Goodbye, Heartbeat, HeartbeatAck, PrefixChanges, Register, Registered, Rejected
 
@@ -33,7 +31,7 @@ MAX_CONTROL_BYTES = 16 * 1024 * 1024
 
 Message = Annotated[
     Register | Registered | Rejected | Heartbeat | HeartbeatAck | Goodbye | PrefixChanges
-    | Reserve | Reserved | Preempt | Preempted | Resume | StartPrefill | PrefillDone | JobDone | WorkerFailed | Release | Released
+    | Reserve | Reserved | Preempt | Preempted | Resume | Resumed | StartPrefill | PrefillDone | JobDone | WorkerFailed | Release | Released
     | Submit | Cancel | Placed | JobFailed | JobEnded | StatusRequest | Status | Explain | Explanations
     | Tokens
     | Hello | Welcome | Refused | StreamOpen | Pages | Residual | StreamEnd | StreamAck | StreamAbort | Credit,

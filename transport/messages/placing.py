@@ -1,4 +1,4 @@
-"""The scheduler and the workers about one job: reserving, prefilling, preempting, ending. scheduler/jobs.py holds their order."""
+"""The scheduler and the workers about one job: reserving, prefilling, ending. scheduler/jobs.py holds their order."""
 
 from __future__ import annotations
 
@@ -24,30 +24,6 @@ class Reserved(Model):
     job_id: str
     worker_id: str
     held_pages: int = Field(default=0, ge=0, description="the prompt's first pages, which the worker holds for the job")
-
-
-class Preempt(Model):
-    """Scheduler -> decode: stop this running job and move its pages and residual to host memory. Jobs that do not run are left alone."""
-
-    kind: Literal["preempt"] = "preempt"
-    job_id: str
-    number: int = Field(description="how often the job was preempted, with this time")
-
-
-class Preempted(Model):
-    """Decode -> scheduler: the job's device pages and its residual buffer are free; it generates nothing until Resume."""
-
-    kind: Literal["preempted"] = "preempted"
-    job_id: str
-    worker_id: str
-    number: int = Field(description="of the Preempt that this answers")
-
-
-class Resume(Model):
-    """Scheduler -> decode: move a preempted job back, whose pages fit now, and let it run on."""
-
-    kind: Literal["resume"] = "resume"
-    job_id: str
 
 
 class StartPrefill(Model):

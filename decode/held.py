@@ -1,0 +1,40 @@
+"""One job on a decode worker, from its reservation until nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from dataclasses import dataclass, field
+
+from decode.batch import DecodeSequence
+from decode.copier import HostCopy
+from decode.intake import Intake
+from transport.messages import Job
+
+
+class State(enum.Enum):
+    """A job is reserved, then receiving, then running; a preempted one is stopping, out, returning, and runs again."""
+
+    RESERVED = "reserved"
+    RECEIVING = "receiving"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    OUT = "out"
+    RETURNING = "returning"
+    LEAVING = "leaving"
+
+
+@dataclass
+class Held:
+    """`moving` is the copy under way, or the last one; `copy` what lies in host memory; `gone` is set when nothing is left."""
+
+    intake: Intake
+    state: State = State.RESERVED
+    sequence: DecodeSequence | None = None
+    moving: asyncio.Task[None] | None = None
+    copy: HostCopy | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def job(self) -> Job:
+        return self.intake.job

@@ -1,0 +1,176 @@
+"""Preempt and Resume on a running engine: steps go on beside copies, tokens are the same, and whatever ends a job meanwhile wins."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from decode.copier import Copier, HostCopy
+from decode.held import Held, State
+from decode.pool import PagePool
+from decode.swaps import Swaps
+from packhorse.errors import PackhorseError
+from tests.decode.fakes import Bench, make_job, sequence_of
+from tests.shapes import FORMAT, INFO
+from transport.messages import Model, Preempt, Preempted, Resumed
+
+PROMPT = range(1, 131)
+
+
+class SlowCopier(Copier):
+    """Copies wait until `open` is set, or fail."""
+
+    def __init__(self, pool: PagePool) -> None:
+        super().__init__(pool.pages, pool.residual)
+        self.open = threading.Event()
+        self.open.set()
+        self.order: list[int] = []  # rows, as they are copied out
+        self.fails = False
+
+    def copy_out(self, slots: Any, row: int) -> HostCopy:
+        assert self.open.wait(30)
+        self.order.append(row)
+        if self.fails:
+            raise RuntimeError("no memory")
+        return super().copy_out(slots, row)
+
+    def copy_back(self, copy: HostCopy, slots: Any, row: int) -> None:
+        assert self.open.wait(30)
+        super().copy_back(copy, slots, row)
+
+
+class Side(Bench):
+    """The part of a decode worker that swaps."""
+
+    def __init__(self) -> None:
+        super().__init__(PagePool(INFO, FORMAT, num_slots=40, max_jobs=4))
+        self.copier = SlowCopier(self.pool)
+        self.jobs: dict[str, Held] = {}
+        self.said: list[Model] = []
+        self.errors: list[str] = []
+        self.swaps = Swaps("d1", self.jobs, self.pool, self.engine, self.copier, self.said.append, self._failed)
+
+    def _failed(self, job_id: str, error: PackhorseError) -> None:
+        self.errors.append(error.message)
+
+    def start(self, job_id: str, **sampling: Any) -> Held:
+        intake: Any = type("Arrived", (), {"job": make_job(job_id, PROMPT, **sampling)})
+        held = self.jobs[job_id] = Held(intake, State.RUNNING, sequence_of(self.pool, intake.job))
+        assert held.sequence is not None
+        self.engine.add(held.sequence)
+        return held
+
+    async def until(self, ready: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not ready():
+                await asyncio.sleep(0.001)
+
+
+@pytest_asyncio.fixture
+async def side(no_tasks: None) -> AsyncIterator[Side]:
+    side = Side()
+    yield side
+    await side.engine.stop(10.0)
+    side.copier.close()
+    assert side.failed == []
+
+
+async def undisturbed(side: Side, **sampling: Any) -> list[int]:
+    held = side.start("undisturbed", **sampling)
+    tokens = await side.tokens("undisturbed")
+    side.pool.free(held.job.job_id)
+    return tokens
+
+
+async def test_steps_go_on_during_a_copy_and_memory_is_free_once_it_is_done(side: Side) -> None:
+    expected = await undisturbed(side, max_tokens=200)
+    held = side.start("a", max_tokens=200)
+    side.start("b", max_tokens=400, seed=8)
+    await side.tokens("a", 20)
+    both = side.pool.used_slots
+    side.copier.open.clear()
+    side.swaps.preempt(Preempt(job_id="a", number=1))
+    steps, tokens = side.steps, len(side.outputs["b"])
+    await side.tokens("b", tokens + 50)
+    assert side.steps >= steps + 50
+    assert (side.said, side.pool.used_slots, side.pool.host_pages_used) == ([], both, 5)
+    stopped_at = len(side.outputs["a"])
+    side.copier.open.set()
+    await side.until(lambda: held.state is State.OUT)
+    (said,) = side.said
+    assert isinstance(said, Preempted)
+    assert (said.job_id, said.number) == ("a", 1)
+    assert said.moved_bytes > 0
+    assert said.move_seconds > 0
+    assert (side.pool.used_slots, side.pool.used_rows, side.pool.host_pages_used) == (both - 5, 1, 5)
+
+    side.copier.open.clear()
+    side.swaps.resume("a")
+    tokens = len(side.outputs["b"])
+    await side.tokens("b", tokens + 50)
+    assert len(side.outputs["a"]) == stopped_at
+    assert (side.pool.used_slots, side.pool.host_pages_used) == (both, 5)
+    side.copier.open.set()
+    assert await side.tokens("a") == expected
+    assert side.said[1:] == [Resumed(job_id="a", worker_id="d1")]
+    assert side.pool.host_pages_used == 0
+
+
+async def test_jobs_leave_in_the_order_of_the_messages(side: Side) -> None:
+    held = {name: side.start(name, max_tokens=400) for name in "abc"}
+    rows = {name: side.pool.leave(name).row for name in held}
+    for name in held:
+        side.pool.came_back(name)
+    for name in ("c", "a", "b"):
+        side.swaps.preempt(Preempt(job_id=name, number=1))
+    await side.until(lambda: all(one.state is State.OUT for one in held.values()))
+    assert side.copier.order == [rows["c"], rows["a"], rows["b"]]
+    assert [message.job_id for message in side.said if isinstance(message, Preempted)] == ["c", "a", "b"]
+
+
+async def test_what_is_not_running_is_not_stopped_and_what_is_not_out_does_not_come_back(side: Side) -> None:
+    held = side.start("a", max_tokens=400)
+    side.swaps.resume("a")
+    side.swaps.resume("nobody")
+    side.swaps.preempt(Preempt(job_id="nobody", number=1))
+    side.swaps.preempt(Preempt(job_id="a", number=1))
+    side.swaps.preempt(Preempt(job_id="a", number=2))
+    await side.until(lambda: held.state is State.OUT)
+    assert [message.number for message in side.said if isinstance(message, Preempted)] == [1]
+
+
+@pytest.mark.parametrize("when", ["leaving", "returning"])
+async def test_a_job_that_ends_on_its_way_is_not_heard_of_again(side: Side, when: str) -> None:
+    held = side.start("a", max_tokens=400)
+    if when == "leaving":
+        side.copier.open.clear()
+        side.swaps.preempt(Preempt(job_id="a", number=1))
+        await side.until(lambda: side.pool.host_pages_used > 0)
+    else:
+        side.swaps.preempt(Preempt(job_id="a", number=1))
+        await side.until(lambda: held.state is State.OUT)
+        side.copier.open.clear()
+        side.swaps.resume("a")
+        await side.until(lambda: side.pool.used_rows > 0)
+    said = len(side.said)
+    held.state = State.LEAVING  # as the worker does to end it
+    side.copier.open.set()
+    assert held.moving is not None
+    await held.moving
+    side.pool.free("a")
+    assert len(side.said) == said
+    assert (side.pool.used_slots, side.pool.used_rows, side.pool.host_pages_used) == (0, 0, 0)
+
+
+async def test_a_copy_that_fails_fails_the_job_by_name(side: Side) -> None:
+    side.start("a", max_tokens=400)
+    side.copier.fails = True
+    side.swaps.preempt(Preempt(job_id="a", number=1))
+    await side.until(lambda: bool(side.errors))
+    assert side.errors == ["the pages of job a cannot be moved: no memory"]
+    assert side.said == []

@@ -1,0 +1,43 @@
+"""The scheduler and a decode worker about a job that gives way to others, and comes back. scheduler/preemption.py decides who."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .base import Model
+
+
+class Preempt(Model):
+    """Scheduler -> decode: stop this running job and move its pages and residual to host memory. Jobs that do not run are left alone."""
+
+    kind: Literal["preempt"] = "preempt"
+    job_id: str
+    number: int = Field(description="how often the job was preempted, with this time")
+
+
+class Preempted(Model):
+    """Decode -> scheduler: the job's device pages and its residual buffer are free; it generates nothing until Resume."""
+
+    kind: Literal["preempted"] = "preempted"
+    job_id: str
+    worker_id: str
+    number: int = Field(description="of the Preempt that this answers")
+    moved_bytes: int = 0
+    move_seconds: float = Field(default=0.0, description="that the copy took, once it had begun")
+
+
+class Resume(Model):
+    """Scheduler -> decode: move a preempted job back, whose pages fit now, and let it run on."""
+
+    kind: Literal["resume"] = "resume"
+    job_id: str
+
+
+class Resumed(Model):
+    """Decode -> scheduler: the job runs again, and its host memory is free."""
+
+    kind: Literal["resumed"] = "resumed"
+    job_id: str
+    worker_id: str
