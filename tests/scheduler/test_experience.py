@@ -145,6 +145,7 @@ def test_predicted_against_actual_is_in_the_status() -> None:
         "prefill": 3,
         "decode": 0,
         "transfer": 3,
+        "host": 0,
         "completion": 3,
     }
     assert (
