@@ -82,7 +82,7 @@ class Lifecycle:
         if self.preemption.due:
             self.preemption.bring_back(self._startable_head(now), now)
         while (job := self._policy.head(now)) is not None:
-            pair = self._placement.choose(job, self._workers)
+            pair = self._placement.choose(job, self._workers, now, len(self._policy))
             if pair is None:
                 if job.needs_decode and self._placement.has_prefill_for(job):
                     self.preemption.make_room(job, now)
@@ -92,6 +92,7 @@ class Lifecycle:
     def _place(self, job: TrackedJob, pair: Pair, now: float) -> None:
         self._policy.remove(job.job_id)
         job.place(pair.prefill.worker_id, pair.decode.worker_id if pair.decode is not None else "", now)
+        job.expected_seconds = pair.seconds
         job.progress.run(now)
         pair.prefill.hold(job)
         self.decisions.placed(job, pair, now)
@@ -204,7 +205,7 @@ class Lifecycle:
         tokens = job.stats.completion_tokens
         if tokens > 0:
             self._policy.observe(job, tokens, now)
-            self._experience.ended(job, tokens)
+            self._experience.ended(job, tokens, now)
 
     def _count(self, job: TrackedJob, outcome: Outcome, stage: str, why: str) -> None:
         self.totals[outcome.label] += 1

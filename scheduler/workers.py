@@ -70,12 +70,25 @@ class Worker:
 
     def has_room_for(self, job: TrackedJob) -> bool:
         """Whether the job fits now."""
-        return self.fits_on_device(job) and self.has_context_for(job)
+        return self.has_room(*self.needs(job))
+
+    def needs(self, job: TrackedJob) -> tuple[int, int]:
+        """(pages, context tokens) of the job on a worker of this role."""
+        return self._pages(job), job.context_at(self.info.role)
+
+    def has_room(self, pages: int, context_tokens: int) -> bool:
+        """Whether that fits now: for many workers asked for one job."""
+        info = self.info
+        pages_fit = self.reserved_pages + pages <= info.capacity_pages
+        return (
+            pages_fit and len(self.jobs) - self.jobs_out < info.max_jobs and context_tokens <= info.max_context_tokens
+        )
 
     def fits_on_device(self, job: TrackedJob) -> bool:
         """Whether its pages and a place in the batch are free."""
-        pages_fit = self.info.role == "prefill" or self.reserved_pages + job.pages <= self.info.capacity_pages
-        return self.device_jobs < self.info.max_jobs and pages_fit
+        return (
+            self.reserved_pages + self._pages(job) <= self.info.capacity_pages and self.device_jobs < self.info.max_jobs
+        )
 
     def prefix_pages(self, job: TrackedJob) -> int:
         """Leading pages of the job's prompt that the worker, by its last reports, holds: prefill would not send them to it."""

@@ -26,25 +26,33 @@ class Pair:
 class Placement(ABC):
     """`choose` sees the workers through sorted groups that it brings up to date with what has changed since it was last asked.
 
-    A placement serves one registry. Equal histories give equal pairs, whatever the order of registration.
+    A placement serves one registry. Equal histories give equal pairs, whatever the order of registration. `now` and `queued` are those of
+    the choice under way.
     """
 
     name: ClassVar[str]
+    waits: ClassVar[bool] = False  # whether it may let a job wait though there is a pair with room
 
     def __init__(self, cost: CostModel | None = None) -> None:
         self.cost = cost or CostModel()
         self._workers: Workers | None = None
         self._changed: set[str] = set()
         self._groups: dict[Role, Groups] = {"prefill": Groups(), "decode": Groups()}
+        self._full: dict[Role, Groups] = {"prefill": Groups(), "decode": Groups()}  # all places taken; kept if `waits`
+        self.now, self.queued, self.waiting = 0.0, 1, False
 
-    def choose(self, job: TrackedJob, workers: Workers) -> Pair | None:
-        """A pair with room for `job` now (`Worker.has_room_for`), or None when there is none."""
+    def choose(self, job: TrackedJob, workers: Workers, now: float = 0.0, queued: int = 1) -> Pair | None:
+        """A pair with room for `job` now (`Worker.has_room_for`), or None: there is none, or the job is to wait for a better one.
+
+        `queued` jobs, this one included, are to be placed. The same job is to be tried again when something has changed on a worker.
+        """
+        self.now, self.queued, self.waiting = now, queued, False
         self._refresh(workers)
         return self._pair(job)
 
     def has_prefill_for(self, job: TrackedJob) -> bool:
         """Whether only the decode side was missing, when `choose` last found no pair."""
-        return self._groups["prefill"].roomiest(job) is not None
+        return not self.waiting and self._groups["prefill"].roomiest(job) is not None
 
     @abstractmethod
     def _pair(self, job: TrackedJob) -> Pair | None: ...
@@ -60,16 +68,32 @@ class Placement(ABC):
         """Workers of one group are looked at in the order of their keys; there should be few groups."""
         return worker.info.max_context_tokens, worker.info.capacity_pages
 
+    def _left(self, worker_id: str) -> None:  # noqa: B027 - only some keep anything of a worker
+        """The worker is gone."""
+
     def _refresh(self, workers: Workers) -> None:
         if workers is not self._workers:
             self._workers, self._changed = workers, workers.watch()
             self._groups = {"prefill": Groups(), "decode": Groups()}
+            self._full = {"prefill": Groups(), "decode": Groups()}
         while self._changed:
             worker_id = self._changed.pop()
             worker = workers.get(worker_id)
             for role, groups in self._groups.items():
-                if worker is None or worker.info.role != role or worker.device_jobs >= worker.info.max_jobs:
+                if worker is None or worker.info.role != role:
                     groups.discard(worker_id)
+                    self._full[role].discard(worker_id)
                 else:
-                    key = self._prefill_key(worker) if role == "prefill" else self._decode_key(worker)
-                    groups.put(self._group(worker), key, worker)
+                    self._sort_in(worker)
+            if worker is None:
+                self._left(worker_id)
+
+    def _sort_in(self, worker: Worker) -> None:
+        role = worker.info.role
+        key = self._prefill_key(worker) if role == "prefill" else self._decode_key(worker)
+        goes, stays_out = self._groups[role], self._full[role]
+        if worker.device_jobs >= worker.info.max_jobs:
+            goes, stays_out = stays_out, goes
+        stays_out.discard(worker.worker_id)
+        if goes is self._groups[role] or self.waits:
+            goes.put(self._group(worker), key, worker)

@@ -2,25 +2,35 @@
 
     completion = queue of prefill + prefill + transfer over the pair's link + decode over the job's predicted life
 
-    queue    the prefills that are outstanding on the worker, by its own coefficients
-    decode   n steps of the batch with the job in it, plus what the job adds to each step of the jobs beside it, all that times
-             1 + the share of the pool's pages that would be reserved
+queue     until the worker has computed the prompts that it holds (`PrefillQueues`), by its own coefficients
+transfer  the prompt's pages that the decode worker does not hold already, and the residual
+decode    n - 1 steps of the batch with the job in it, each over the batch's mean context
 
-After the routing idea of arXiv 2504.15303 (compute and memory are separate capacities; route by predicted length on workers of
-unlike speed), whose formulas were not to be found: the terms are ours. That a job is charged for slowing the others down keeps fast workers
-from filling up until they are as slow as the slow ones; the share of pages steers towards memory when steps are alike.
+The pair is chosen by completion plus what the job costs the others: what it adds to each step of the jobs beside it, and its time times
+the share of the pool's pages that would then be reserved. After the routing idea of arXiv 2504.15303 (compute and memory are separate
+capacities; route by predicted length on workers of unlike speed), whose formulas were not to be found: the terms are ours. That a
+job is charged for slowing the others down keeps fast workers from filling up until they are as slow as the slow ones; the share of pages
+steers towards memory when steps are alike.
 
-Not all pairs are tried: within groups of workers of like size and speed the order by load is the order for any job, so
-the NEAREST of each group stand for it, and of those the best BEST on both sides are paired.
+A job may also wait for a place on a faster worker (`Patience`): a full decode worker is predicted to give up places at the rate
+at which its jobs, halfway through their lives in the mean, end; a full prefill worker, in the order of its queue.
+
+Not all pairs are tried: within groups of workers of like size and speed the order by load is the order for any job, so the first of
+each group stands for it (where there are few groups the NEAREST), and of those the best BEST on both sides are paired.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
+from scheduler.cost import CostModel
 from scheduler.jobs import TrackedJob
 from scheduler.pages import num_pages
 from scheduler.placement.base import Pair, Placement
+from scheduler.placement.patience import Patience
+from scheduler.placement.prefill_queue import PrefillQueues
 from scheduler.workers import Worker
 from transport.messages import KVLayout, Role
 
@@ -30,68 +40,167 @@ BEST = 4
 _CLASSES_PER_OCTAVE = 2
 _TYPICAL_PROMPT = 1024
 _TYPICAL_BATCH = 16
+_RAW_BYTES = {"float32": 4}  # of a value of the residual; else 2
+
+
+class Side(NamedTuple):
+    """One worker as the job's prefill or decode worker. `wait`: until it could start; `gap`: None where there is room now, else the mean
+    time between two places that come free in its class. `on_others`: seconds that the job costs them.
+    """
+
+    total: float
+    worker_id: str
+    worker: Worker
+    wait: float
+    seconds: float
+    on_others: float = 0.0
+    gap: float | None = None
+
+
+class Choice(NamedTuple):
+    """`cost` is completion with what the job costs others; a `gap` above 0 means that it would have to wait."""
+
+    cost: float
+    prefill: Side
+    decode: Side | None
+    ship: float
+
+    @property
+    def gap(self) -> float:
+        return max(self.prefill.gap or 0.0, (self.decode.gap or 0.0) if self.decode is not None else 0.0)
+
+    def pair(self) -> Pair:
+        prefill, decode = self.prefill, self.decode
+        why = f"queue {prefill.wait:.3f} s, prefill {prefill.seconds:.3f} s"
+        if decode is None:
+            return Pair(prefill.worker, None, prefill.wait + prefill.seconds, why)
+        seconds = prefill.wait + prefill.seconds + self.ship + decode.seconds
+        why += f", transfer {self.ship:.3f} s, decode {decode.seconds:.3f} s; costs others {decode.on_others:.3f} s"
+        return Pair(prefill.worker, decode.worker, seconds, why)
 
 
 class PredictedCompletion(Placement):
     name = "predicted"
+    waits = True
+
+    def __init__(self, cost: CostModel | None = None) -> None:
+        super().__init__(cost)
+        self._queues, self._patience = PrefillQueues(), Patience()
 
     def _pair(self, job: TrackedJob) -> Pair | None:
-        prefills = [(self.prefill_seconds(job, worker), worker) for worker in self._near("prefill", job)]
-        if not prefills:
+        prefills = self._prefill_sides(job, self._near("prefill", job))
+        decodes = self._decode_sides(job, self._near("decode", job)) if job.needs_decode and prefills else []
+        if not prefills or (job.needs_decode and not decodes):
             return None
-        prefills.sort(key=_by_time)
+        best = self._best(job, prefills, decodes)
+        if self._waits_for_better(job, best, prefills, decodes):
+            self.waiting = True
+            return None
+        self._patience.placed(self.now)
+        return best.pair()
+
+    def _best(self, job: TrackedJob, prefills: list[Side], decodes: list[Side]) -> Choice:
+        """The pair of the least cost; of those that are as good the first by worker ids."""
         if not job.needs_decode:
-            seconds, worker = prefills[0]
-            return Pair(worker, None, seconds, f"queue and prefill {seconds:.3f} s")
-        decodes = [(self.decode_seconds(job, worker), worker) for worker in self._near("decode", job)]
-        if not decodes:
-            return None
-        decodes.sort(key=_by_time)
-        return self._best_pair(job, prefills[:BEST], decodes[:BEST])
+            prefill = min(prefills)
+            return Choice(prefill.total, prefill, None, 0.0)
+        least, found, transfer_seconds = math.inf, (prefills[0], decodes[0], 0.0), self.cost.transfer_seconds
+        whole, slot_bytes = _payload(job, decodes[0].worker.info.layout)
+        for decode in decodes:
+            size = whole - decode.worker.prefix_pages(job) * slot_bytes
+            wait, rest = decode.wait, decode.seconds + decode.on_others
+            for prefill in prefills:
+                ship = transfer_seconds(prefill.worker_id, decode.worker_id, size)
+                cost = max(prefill.wait, wait) + prefill.seconds + ship + rest
+                if cost < least:
+                    least, found = cost, (prefill, decode, ship)
+        return Choice(least, *found)
 
-    def _best_pair(
-        self, job: TrackedJob, prefills: list[tuple[float, Worker]], decodes: list[tuple[float, Worker]]
-    ) -> Pair:
-        size = payload_bytes(job, prefills[0][1].info.layout)
-        best, chosen = math.inf, None
-        for queue, prefill in prefills:
-            for decode_seconds, decode in decodes:
-                ship = self.cost.transfer_seconds(prefill.worker_id, decode.worker_id, size)
-                if chosen is None or queue + ship + decode_seconds < best:
-                    best, chosen = queue + ship + decode_seconds, (queue, prefill, ship, decode_seconds, decode)
-        assert chosen is not None
-        queue, prefill, ship, decode_seconds, decode = chosen
-        why = f"queue and prefill {queue:.3f} s, transfer {ship:.3f} s, decode with its load on others {decode_seconds:.3f} s"
-        return Pair(prefill, decode, best, why)
+    # ---- waiting for a place
 
-    def prefill_seconds(self, job: TrackedJob, worker: Worker) -> float:
-        """What is outstanding on the worker, and the job."""
-        return self._outstanding_seconds(worker) + self.cost.worker(worker.worker_id).prefill_seconds(job.prompt_tokens)
+    def _waits_for_better(self, job: TrackedJob, now: Choice, prefills: list[Side], decodes: list[Side]) -> bool:
+        waited = self.now - job.submitted_at
+        gain = now.cost - waited
+        full_prefills = self._full_prefills(job, gain)
+        full_decodes = self._full_decodes(job, gain) if job.needs_decode else []
+        if not full_prefills and not full_decodes:
+            return False
+        later = self._best(job, _least(prefills + full_prefills), _least(decodes + full_decodes))
+        return later.gap > 0 and self._patience.waits(now.cost, later.cost, later.gap, self.queued, waited)
 
-    def decode_seconds(self, job: TrackedJob, worker: Worker) -> float:
-        """Of the job's predicted life beside what the worker holds, with what it costs the others."""
-        cost, beside = self.cost.worker(worker.worker_id), len(worker.jobs)
-        context = job.context_tokens
-        step = cost.step_seconds(worker.context_tokens + context, beside + 1)
-        slowed = step - cost.step_seconds(worker.context_tokens, beside)
-        share = (worker.reserved_pages + job.pages) / max(1, worker.info.capacity_pages)
-        return job.forecast.quantile(0.5) * (step + beside * slowed) * (1.0 + share)
+    def _full_prefills(self, job: TrackedJob, most_seconds: float) -> list[Side]:
+        """The first of each group that has no place, where the job would be through in less than that."""
+        found = []
+        for worker, count in self._full["prefill"].fronts(0, job.context_at("prefill")):
+            for side in self._prefill_sides(job, [worker]):
+                if side.total < most_seconds:
+                    found.append(side._replace(gap=side.seconds / count))
+        return found
+
+    def _full_decodes(self, job: TrackedJob, most_seconds: float) -> list[Side]:
+        found, context_tokens = [], job.context_at("decode")
+        for groups in (self._full["decode"], self._groups["decode"]):
+            for worker, count in groups.fronts(job.pages, context_tokens):
+                wait = self._seconds_to_place(job, worker)
+                for side in self._decode_sides(job, [worker]) if wait < most_seconds else ():
+                    found.append(side._replace(total=side.total + wait, wait=wait, gap=wait / count))
+        return found
+
+    def _seconds_to_place(self, job: TrackedJob, worker: Worker) -> float:
+        """Until as many of its jobs have ended that this one fits; `held` jobs that run through one life each end at held / life."""
+        held, step = len(worker.jobs), self._step(worker)
+        tokens = 2 * (worker.context_tokens - worker.prompt_tokens) / held
+        ending = max(1.0, (job.pages - worker.free_pages) * held / max(1, worker.reserved_pages))
+        return ending * tokens * step / held
+
+    # ---- what a worker would need
+
+    def _prefill_sides(self, job: TrackedJob, workers: list[Worker]) -> list[Side]:
+        """The best of them, best first."""
+        tokens, now, found = job.prompt_tokens, self.now, []
+        for worker in workers:
+            worker_id = worker.worker_id
+            seconds = self.cost.worker(worker_id).prefill_seconds(tokens)
+            wait = max(0.0, self._queues.free_at(worker_id) - now)
+            found.append((wait + seconds, worker_id, worker, wait, seconds))
+        return [Side(*side) for side in sorted(found)[:BEST]]
+
+    def _decode_sides(self, job: TrackedJob, workers: list[Worker]) -> list[Side]:
+        steps, context, pages = max(0.0, job.forecast.quantile(0.5) - 1.0), job.context_tokens, job.pages
+        found = []
+        for worker in workers:
+            worker_id, held = worker.worker_id, len(worker.jobs)
+            a, b, c = self.cost.worker(worker_id).decode.coefficients
+            seconds = steps * (a + b * (worker.context_tokens + context) + c * (held + 1))
+            slowed = steps * held * (b * context + c)
+            share = (worker.reserved_pages + pages) / max(1, worker.info.capacity_pages)
+            on_others = slowed + (seconds + slowed) * share
+            found.append((seconds + on_others, worker_id, worker, 0.0, seconds, on_others))
+        return [Side(*side) for side in sorted(found)[:BEST]]
 
     # ---- the groups
 
     def _near(self, role: Role, job: TrackedJob) -> list[Worker]:
-        return self._groups[role].best(job, NEAREST, TRIES)
+        groups = self._groups[role]
+        return groups.best(job, NEAREST if groups.count <= BEST else 1, TRIES)
 
-    def _outstanding_seconds(self, worker: Worker) -> float:
-        a, b, c = self.cost.worker(worker.worker_id).prefill.coefficients
-        return a * len(worker.jobs) + b * worker.prompt_tokens + c * worker.prompt_squares
+    def _step(self, worker: Worker) -> float:
+        return self.cost.worker(worker.worker_id).step_seconds(worker.context_tokens, len(worker.jobs))
 
     def _prefill_key(self, worker: Worker) -> tuple[float, ...]:
-        return (self._outstanding_seconds(worker),)
+        a, b, c = self.cost.worker(worker.worker_id).prefill.coefficients
+        outstanding = a * len(worker.jobs) + b * worker.prompt_tokens + c * worker.prompt_squares
+        self._queues.update(worker.worker_id, outstanding, self.now)
+        return (self._queues.free_at(worker.worker_id),)
 
     def _decode_key(self, worker: Worker) -> tuple[float, ...]:
-        step = self.cost.worker(worker.worker_id).step_seconds(worker.context_tokens, len(worker.jobs))
+        """What a typical job would cost there, per token."""
+        held, (a, b, c) = len(worker.jobs), self.cost.worker(worker.worker_id).decode.coefficients
+        step = a + b * worker.context_tokens + c * held + held * (b * _TYPICAL_PROMPT + c)
         return (step * (1.0 + worker.reserved_pages / max(1, worker.info.capacity_pages)),)
+
+    def _left(self, worker_id: str) -> None:
+        self._queues.forget(worker_id)
 
     def _group(self, worker: Worker) -> tuple[int, ...]:
         cost = self.cost.worker(worker.worker_id)
@@ -103,10 +212,20 @@ class PredictedCompletion(Placement):
         return worker.info.max_context_tokens, worker.info.capacity_pages, speed
 
 
-def payload_bytes(job: TrackedJob, layout: KVLayout) -> int:
-    """What the job's prompt takes on the link as whole pages; the residual is left out."""
-    return num_pages(job.prompt_tokens, layout) * layout.layers * layout.kv_heads * layout.page_bytes
+def _least(sides: Iterable[Side]) -> list[Side]:
+    """The best, best first; ties by worker id."""
+    return sorted(sides)[:BEST]
 
 
-def _by_time(entry: tuple[float, Worker]) -> tuple[float, str]:
-    return entry[0], entry[1].worker_id
+def payload_bytes(job: TrackedJob, decode: Worker) -> int:
+    """What of the job's prompt goes to the decode worker: the pages that it does not hold, and the residual's tokens."""
+    whole, slot_bytes = _payload(job, decode.info.layout)
+    return whole - decode.prefix_pages(job) * slot_bytes
+
+
+def _payload(job: TrackedJob, layout: KVLayout) -> tuple[int, int]:
+    """(bytes of all pages and of the residual, bytes of one page in all layers)."""
+    pages, heads = num_pages(job.prompt_tokens, layout), layout.layers * layout.kv_heads
+    slot_bytes = heads * layout.page_bytes
+    token_bytes = 2 * heads * layout.head_dim * _RAW_BYTES.get(layout.dtype, 2)
+    return pages * slot_bytes + (job.prompt_tokens - pages * layout.page_tokens) * token_bytes, slot_bytes

@@ -25,6 +25,11 @@ class Groups:
     def __len__(self) -> int:
         return len(self._placed)
 
+    @property
+    def count(self) -> int:
+        """Groups that have workers."""
+        return len(self._groups)
+
     def put(self, group: tuple[int, ...], key: Key, worker: Worker) -> None:
         """Adds the worker, or moves it to where it belongs now."""
         self.discard(worker.worker_id)
@@ -60,9 +65,9 @@ class Groups:
         """Up to `most` fitting workers of each group, among the first `tries` of its order; the roomiest where there is none of them."""
         found: list[Worker] = []
         for entries in self._groups.values():
-            count = 0
+            count, (pages, context_tokens) = 0, entries[0][2].needs(job)
             for _, _, worker in entries[:tries]:
-                if worker.has_room_for(job):
+                if worker.has_room(pages, context_tokens):
                     found.append(worker)
                     count += 1
                     if count == most:
@@ -70,6 +75,17 @@ class Groups:
         if not found:
             roomiest = self.roomiest(job)
             return [] if roomiest is None else [roomiest]
+        return found
+
+    def fronts(self, pages: int, context_tokens: int) -> list[tuple[Worker, int]]:
+        """Of each group the first worker that has no room for that but could have, and how many the group has."""
+        found = []
+        for entries in self._groups.values():
+            worker = entries[0][2]
+            if not worker.has_room(pages, context_tokens):
+                info = worker.info
+                if pages <= info.capacity_pages and context_tokens <= info.max_context_tokens:
+                    found.append((worker, len(entries)))
         return found
 
     def first(self, job: TrackedJob) -> Worker | None:

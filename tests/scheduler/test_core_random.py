@@ -343,7 +343,7 @@ def test_random_events(seed: int) -> None:
 
 
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"fcfs"}))
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_random_events_with_preemption(seed: int, policy: str) -> None:
     world = played(World(seed, policy, host_pages=20, placement="predicted"))
     assert (world.preempted > 0) == (world.resumed > 0) == POLICIES[policy].preempts

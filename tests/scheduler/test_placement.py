@@ -14,7 +14,7 @@ from scheduler.placement import PLACEMENTS, LeastLoaded, PredictedCompletion
 from scheduler.placement.baselines import LeastOutstanding, PowerOfTwo, RoundRobin
 from scheduler.placement.completion import payload_bytes
 from scheduler.workers import Worker, Workers
-from tests.scheduler.fakes import LAYOUT, Bench, decode_info, prefill_info, tracked
+from tests.scheduler.fakes import Bench, decode_info, prefill_info, tracked
 
 NAMES = sorted(PLACEMENTS)
 SLOW, FAST = (
@@ -61,7 +61,8 @@ def test_a_pair_has_room_and_is_found_whenever_there_is_one(name: str) -> None:
             )
             fits = {role: [w for w in workers.of_role(role) if w.has_room_for(job)] for role in ("prefill", "decode")}  # type: ignore[arg-type]
             pair = placement.choose(job, workers)
-            assert (pair is not None) == bool(fits["prefill"] and (fits["decode"] or not job.needs_decode))
+            possible = bool(fits["prefill"] and (fits["decode"] or not job.needs_decode))
+            assert (pair is not None) == (possible and not placement.waiting)
             if pair is not None:
                 assert pair.prefill in fits["prefill"]
                 assert pair.decode in fits["decode"] if job.needs_decode else pair.decode is None
@@ -169,8 +170,8 @@ def test_the_pairs_own_link_counts() -> None:
     workers, cost = mixed_cluster()
     job = believed("a", 20, prompt_tokens=400)
     for _ in range(20):
-        cost.observe_transfer("p2", "d2", payload_bytes(job, LAYOUT), 60.0)
-        cost.observe_transfer("p2", "d0", payload_bytes(job, LAYOUT), 0.001)
+        cost.observe_transfer("p2", "d2", payload_bytes(job, workers.get("d2")), 60.0)  # type: ignore[arg-type]
+        cost.observe_transfer("p2", "d0", payload_bytes(job, workers.get("d0")), 0.001)  # type: ignore[arg-type]
     pair = PredictedCompletion(cost).choose(job, workers)
     assert pair is not None
     assert pair.decode is not None

@@ -17,6 +17,7 @@ from tests.scheduler.fakes import Bench, decode_info, make_job, prefill_info, tr
 from transport.messages import Placed
 
 WORKERS, JOBS = 1000, 3000
+RATE = 1000.0  # jobs per second
 
 
 def infos() -> list[object]:
@@ -53,8 +54,11 @@ def test_choosing(name: str) -> None:
         job = tracked(f"j{i}", pages=draw.randint(0, 9), prompt_tokens=draw.randint(1, 900), max_tokens=50)
         job.believe(Forecast.exact(draw.randint(1, 50), 50))
         start = time.thread_time()
-        pair = placement.choose(job, workers)
-        assert pair is not None
+        pair = placement.choose(job, workers, i / RATE)
+        if pair is None:  # it is to wait for a faster worker; the next one may be another kind of job
+            assert placement.waiting
+            times.append(time.thread_time() - start)
+            continue
         assert pair.decode is not None
         pair.prefill.hold(job)
         pair.decode.hold(job)
