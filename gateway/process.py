@@ -90,7 +90,8 @@ class Gateway:
         if server is not None and serving is not None:
             server.refuse_connections()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(service.idle(), self.config.drain_seconds)
+                async with asyncio.timeout(self.config.drain_seconds):
+                    await service.idle()
             service.backend.fail_all(UnavailableError("the gateway is shutting down"))
             server.should_exit = True
             await asyncio.gather(serving, return_exceptions=True)

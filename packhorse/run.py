@@ -99,7 +99,8 @@ async def _stop(component: Component, config: ProcessConfig) -> bool:
     """Whether it stopped well and in time; the reason is logged, so that an earlier error keeps its place."""
     limit_seconds = STOP_SECONDS + getattr(config, "drain_seconds", 0)
     try:
-        await asyncio.wait_for(component.stop(), limit_seconds)
+        async with asyncio.timeout(limit_seconds):
+            await component.stop()
     except TimeoutError:
         log.error("did not stop in %g seconds", limit_seconds)
         return False

@@ -201,12 +201,13 @@ class SchedulerCore:
     def _on_goodbye(self, peer: bytes, message: Goodbye, now: float) -> None:
         worker = self.workers.heard_from(message.worker_id, peer)
         if worker is not None:
-            self._lose(worker, "it shut down", now)
+            self._lose(worker, "it shut down", now, expected=True)
 
-    def _lose(self, worker: Worker, why: str, now: float) -> None:
+    def _lose(self, worker: Worker, why: str, now: float, *, expected: bool = False) -> None:
         """The worker is gone and holds nothing: fail its jobs, and release them on the other side."""
         jobs = list(worker.jobs.values())
-        log.warning("lost %s worker %s with %d jobs: %s", worker.info.role, worker.worker_id, len(jobs), why)
+        level = logging.INFO if expected and not jobs else logging.WARNING
+        log.log(level, "lost %s worker %s with %d jobs: %s", worker.info.role, worker.worker_id, len(jobs), why)
         self.workers.remove(worker.worker_id)
         self.experience.left(worker)
         for job in jobs:

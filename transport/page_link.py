@@ -56,13 +56,15 @@ class PageLink:
     """A link that has shaken hands, and its open streams."""
 
     def __init__(self, link: Link, worker_id: str, layout: KVLayout, sink: PageSink, peers: set[PageLink]) -> None:
-        self.streams: set[str] = set()
+        self.streams: dict[str, int] = {}  # the open ones: number by job
         self._name = f"{worker_id} at {link.address}"
         self._link = link
         self._layout = layout
         self._sink = sink
         self._peers = peers
-        self._dropped: OrderedDict[str, None] = OrderedDict()  # ended streams: what is still under way is dropped
+        self._dropped: OrderedDict[str, int] = (
+            OrderedDict()
+        )  # streams given up: of these and older ones nothing is taken
         self._replies: deque[Model] = deque()
         self._credit_bytes = 0  # consumed and not yet granted
         self._wake = asyncio.Event()
@@ -85,13 +87,16 @@ class PageLink:
                 self._end_badly(job_id, error)
 
     def abort(self, job_id: str, error: PackhorseError) -> None:
-        """Tells the sender; what of the stream is still under way will be dropped."""
-        self.streams.discard(job_id)
-        self._dropped[job_id] = None
+        """Ends the job's stream, which is open, and tells the sender; what of it is still under way will be dropped."""
+        self._drop(job_id, self.streams[job_id], error)
+
+    def _drop(self, job_id: str, number: int, error: PackhorseError) -> None:
+        self.streams.pop(job_id, None)
+        self._dropped[job_id] = number
         self._dropped.move_to_end(job_id)
         if len(self._dropped) > _MAX_REMEMBERED:
             self._dropped.popitem(last=False)
-        self._reply(StreamAbort(job_id=job_id, error=ErrorInfo.of(error)))
+        self._reply(StreamAbort(job_id=job_id, stream=number, error=ErrorInfo.of(error)))
 
     async def _send_replies(self) -> None:
         while True:
@@ -126,26 +131,28 @@ class PageLink:
             self._dispatch(message, memoryview(frame.payload))
         except PackhorseError as error:
             log.warning("job %s of %s: %s", message.job_id, self._name, error)
-            self.abort(message.job_id, error)
+            self._drop(message.job_id, message.stream, error)
         except Exception:
             log.exception("the page sink failed on job %s of %s", message.job_id, self._name)
-            self.abort(message.job_id, PackhorseError("internal error in the decode worker's page sink"))
+            failure = PackhorseError("internal error in the decode worker's page sink")
+            self._drop(message.job_id, message.stream, failure)
 
     def _dispatch(self, message: Any, payload: memoryview) -> None:
         """Raises what the sink raises; FrameError for a frame out of order."""
         job_id: str = message.job_id
         if isinstance(message, StreamOpen):
             self._open(message)
-        elif isinstance(message, StreamAbort):
-            self._end_badly(job_id, message.error.error())
-        elif job_id in self._dropped:
+        elif message.stream <= self._dropped.get(job_id, -1):
             return
-        elif job_id not in self.streams:
+        elif isinstance(message, StreamAbort):
+            if self.streams.get(job_id) == message.stream:
+                self._end_badly(job_id, message.error.error())
+        elif self.streams.get(job_id) != message.stream:
             raise FrameError(f"{type(message).__name__} came for job {job_id}, whose stream was never opened")
         elif isinstance(message, StreamEnd):
             self._sink.ended(message)
-            self.streams.discard(job_id)
-            self._reply(StreamAck(job_id=job_id))
+            del self.streams[job_id]
+            self._reply(StreamAck(job_id=job_id, stream=message.stream))
         else:
             self._hand_over(message, payload)
 
@@ -155,9 +162,8 @@ class PageLink:
             if message.job_id in self.streams:
                 self._end_badly(message.job_id, error)
             raise error
-        self._dropped.pop(message.job_id, None)
         self._sink.opened(message)
-        self.streams.add(message.job_id)
+        self.streams[message.job_id] = message.stream
 
     def _hand_over(self, message: Pages | Residual, payload: memoryview) -> None:
         try:
@@ -182,9 +188,8 @@ class PageLink:
 
     def _end_badly(self, job_id: str, error: PackhorseError) -> None:
         """Ends the stream, if it is open, and tells the sink why."""
-        if job_id not in self.streams:
+        if self.streams.pop(job_id, None) is None:
             return
-        self.streams.discard(job_id)
         try:
             self._sink.aborted(job_id, error)
         except Exception:

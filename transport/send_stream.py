@@ -36,9 +36,10 @@ class StreamOwner(Protocol):
 class SendStream:
     """One job's pages and residuals, on their way. Made by `PageSender.open`, ended by `finish` or `abort`."""
 
-    def __init__(self, sender: StreamOwner, job_id: str, priority: int, sequence: int) -> None:
-        self.job_id = job_id
-        self.outbox = FrameQueue(priority, sequence)
+    def __init__(self, sender: StreamOwner, job_id: str, priority: int, number: int) -> None:
+        """`number` is greater than that of every stream that the sender opened before."""
+        self.job_id, self.number = job_id, number
+        self.outbox = FrameQueue(priority, number)
         self.error: PackhorseError | None = None
         self.announced = False  # its StreamOpen has been sent
         self.bytes_sent = 0
@@ -48,7 +49,7 @@ class SendStream:
         self._finishing = False
         self._ended = asyncio.Event()
         self._start: tuple[int, float] | None = None  # (delivered bytes, busy seconds) of the link at the first payload
-        self._put(StreamOpen(job_id=job_id, priority=priority))
+        self._put(StreamOpen(job_id=job_id, stream=number, priority=priority))
 
     @property
     def all_sent(self) -> bool:
@@ -65,17 +66,24 @@ class SendStream:
         per_frame = max(1, FRAME_BYTES // page)
         for start in range(0, num_pages, per_frame):
             count = min(per_frame, num_pages - start)
-            self._put(
-                Pages(job_id=self.job_id, layer=layer, first_page=first_page + start, num_pages=count, checksum=0),
-                view[start * page : (start + count) * page],
+            pages = Pages(
+                job_id=self.job_id,
+                stream=self.number,
+                layer=layer,
+                first_page=first_page + start,
+                num_pages=count,
+                checksum=0,
             )
+            self._put(pages, view[start * page : (start + count) * page])
 
     def put_residual(self, layer: int, num_tokens: int, payload: Payload) -> None:
         """Queues one layer's residual, [2, kv_heads, num_tokens, head_dim] of the layout's dtype; else as `put_pages`."""
         view, expected = flat(payload), residual_bytes(self._sender.layout, num_tokens)
         if num_tokens < 1 or len(view) != expected:
             raise ValueError(f"{num_tokens} residual tokens of layer {layer} have {expected} bytes, not {len(view)}")
-        self._put(Residual(job_id=self.job_id, layer=layer, num_tokens=num_tokens, checksum=0), view)
+        self._put(
+            Residual(job_id=self.job_id, stream=self.number, layer=layer, num_tokens=num_tokens, checksum=0), view
+        )
 
     async def finish(self, end: StreamEnd, timeout_seconds: float) -> None:
         """Sends `end` and waits for the acknowledgement. Raises the peer's or the link's error; LinkTimeoutError aborts the stream.
@@ -84,7 +92,7 @@ class SendStream:
         """
         if end.job_id != self.job_id:
             raise ValueError(f"the end of job {end.job_id} does not belong to job {self.job_id}")
-        self._put(end)
+        self._put(end.model_copy(update={"stream": self.number}))
         self._finishing = True
         try:
             async with asyncio.timeout(timeout_seconds):

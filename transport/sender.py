@@ -107,7 +107,7 @@ class PageSender:
         if self._streams.get(stream.job_id) is stream:
             del self._streams[stream.job_id]
         if error is not None:
-            self._aborts.append(StreamAbort(job_id=stream.job_id, error=ErrorInfo.of(error)))
+            self._aborts.append(StreamAbort(job_id=stream.job_id, stream=stream.number, error=ErrorInfo.of(error)))
             self._wake.set()
 
     async def _run(self) -> None:
@@ -119,7 +119,8 @@ class PageSender:
                 group.create_task(self._receive(), name=f"receive acknowledgements {self.address}")
         except* PackhorseError as group_error:
             error = _first(group_error)
-            log.warning("the page link to %s is lost: %s", self.address, error)
+            quiet = not self._streams and isinstance(error, LinkClosedError)
+            log.log(logging.INFO if quiet else logging.WARNING, "the page link to %s is lost: %s", self.address, error)
         finally:
             if not isinstance(error, LinkClosedError | HandshakeError):
                 error = LinkClosedError(f"the page link to {self.address} was lost: {error.message}")
@@ -164,9 +165,9 @@ class PageSender:
             if isinstance(message, Credit):
                 self._granted(message.credit_bytes)
             elif isinstance(message, StreamAck):
-                self._acknowledged(message.job_id)
+                self._acknowledged(message)
             elif isinstance(message, StreamAbort):
-                stream = self._streams.get(message.job_id)
+                stream = self._stream(message)
                 if stream is not None:
                     stream.end(message.error.error(), tell=False)
             elif isinstance(message, Refused):
@@ -180,17 +181,22 @@ class PageSender:
         self.credits.grant(credit_bytes)
         self._wake.set()
 
-    def _acknowledged(self, job_id: str) -> None:
-        stream = self._streams.get(job_id)
+    def _stream(self, message: StreamAck | StreamAbort) -> SendStream | None:
+        """The stream that is meant; None for one that has ended, though the job may have another by now."""
+        stream = self._streams.get(message.job_id)
+        return stream if stream is not None and stream.number == message.stream else None
+
+    def _acknowledged(self, message: StreamAck) -> None:
+        stream = self._stream(message)
         if stream is None:
             return
         if not stream.all_sent:
-            raise FrameError(f"{self.address} acknowledged job {job_id} before its end was sent")
+            raise FrameError(f"{self.address} acknowledged job {message.job_id} before its end was sent")
         self.bytes_per_second = stream.bytes_per_second() or self.bytes_per_second
         stream.end(None, tell=False)
         log.debug(
             "shipped job %s to %s: %d bytes, %.0f bytes/s",
-            job_id,
+            message.job_id,
             self.address,
             stream.bytes_sent,
             self.bytes_per_second,

@@ -102,7 +102,7 @@ class TokenSender:
         def watch(connected: bool) -> None:
             outlet.down_since = None if connected else loop.time()
             if not connected:
-                log.warning("the connection to the gateway at %s broke; tokens may be lost", address)
+                log.info("the connection to the gateway at %s broke; its jobs under way fail", address)
                 self._overflow(address)
 
         outlet.plug.connect(address, watch, queue=True)

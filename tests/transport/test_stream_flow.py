@@ -80,7 +80,7 @@ async def drain(peer: Link, last: Frame) -> list[str]:
         order.append(last.message.job_id)
         if isinstance(last.message, StreamEnd):
             num_ended += 1
-            await peer.send(StreamAck(job_id=last.message.job_id))
+            await peer.send(StreamAck(job_id=last.message.job_id, stream=last.message.stream))
     return order
 
 

@@ -26,7 +26,7 @@ from tests.transport.stream_fakes import (
     until,
 )
 from transport.link import Link
-from transport.messages import Model, Pages, StreamAck, StreamOpen
+from transport.messages import ErrorInfo, Model, Pages, StreamAbort, StreamAck, StreamEnd, StreamOpen
 
 both_links = pytest.mark.parametrize("scheme", ["inproc", "tcp"])
 pytestmark = pytest.mark.usefixtures("no_tasks")
@@ -304,10 +304,44 @@ async def test_an_acknowledgement_too_early_breaks_the_link() -> None:
     async with raw_receiver("inproc") as (sender, peer):
         stream = sender.open("job")
         await peer.receive()
-        await peer.send(StreamAck(job_id="job"))
+        await peer.send(StreamAck(job_id="job", stream=stream.number))
         await until(lambda: sender.closed)
         with pytest.raises(LinkClosedError, match="before its end"):
             await stream.finish(JobBytes.make("job").end(), 1)
+
+
+async def test_word_of_a_jobs_last_stream_does_not_touch_its_next() -> None:
+    async with raw_receiver("inproc") as (sender, peer):
+        first = sender.open("job")
+        await peer.receive()
+        first.abort(JobCancelledError("the job starts anew"))
+        second = sender.open("job")
+        for late in (StreamAck, StreamAbort):
+            error = {"error": ErrorInfo(code="bad_frame", message="late")} if late is StreamAbort else {}
+            await peer.send(late(job_id="job", stream=first.number, **error))
+        finishing = asyncio.create_task(second.finish(JobBytes.make("job").end(), 5))
+        while not isinstance((await peer.receive()).message, StreamEnd):
+            pass
+        await peer.send(StreamAck(job_id="job", stream=second.number))
+        await finishing
+        assert second.error is None
+
+
+async def test_frames_of_a_stream_that_was_given_up_do_not_reach_the_jobs_next() -> None:
+    sink = KeepingSink()
+    async with raw_sender("inproc", sink) as link:
+        await link.send(StreamOpen(job_id="job", stream=1))
+        await link.send(Pages(job_id="job", stream=1, layer=9, first_page=0, num_pages=1, checksum=0), bytes(PAGE))
+        assert (await abort_of(link, "job")).code == "bad_frame"
+        await link.send(StreamOpen(job_id="job", stream=2))
+        late = Pages(job_id="job", stream=1, layer=0, first_page=0, num_pages=1, checksum=0)
+        await link.send(late, bytes(PAGE))
+        await link.send(StreamAbort(job_id="job", stream=1, error=ErrorInfo(code="cancelled", message="late")))
+        await until(lambda: len(sink.calls) == 3)
+        await asyncio.sleep(0.05)
+        assert sink.calls == [("opened", "job"), ("aborted", "job"), ("opened", "job")]
+        await link.send(Pages(job_id="job", stream=3, layer=0, first_page=0, num_pages=1, checksum=0), bytes(PAGE))
+        assert "never opened" in (await abort_of(link, "job")).message
 
 
 async def test_a_message_of_another_plane_breaks_the_link() -> None:

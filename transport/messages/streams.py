@@ -1,4 +1,7 @@
-"""Headers of the data plane, prefill <-> decode; a frame is one of these and a payload. transport/page_link.py holds their order."""
+"""Headers of the data plane, prefill <-> decode; a frame is one of these and a payload. transport/page_link.py holds their order.
+
+`stream` tells the streams of one job over one link apart: a job may come again while words of its last stream are under way.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,7 @@ class StreamOpen(Model):
 
     kind: Literal["stream_open"] = "stream_open"
     job_id: str
+    stream: int = 0
     priority: int = 0
 
 
@@ -51,6 +55,7 @@ class Pages(Model):
 
     kind: Literal["pages"] = "pages"
     job_id: str
+    stream: int = 0
     layer: int
     first_page: int
     num_pages: int
@@ -62,6 +67,7 @@ class Residual(Model):
 
     kind: Literal["residual"] = "residual"
     job_id: str
+    stream: int = 0
     layer: int
     num_tokens: int
     checksum: int
@@ -72,6 +78,7 @@ class StreamEnd(Model):
 
     kind: Literal["stream_end"] = "stream_end"
     job_id: str
+    stream: int = 0
     prompt_tokens: int
     num_pages: int
     first_token: TokenOutput
@@ -83,6 +90,7 @@ class StreamAck(Model):
 
     kind: Literal["stream_ack"] = "stream_ack"
     job_id: str
+    stream: int = 0
 
 
 class StreamAbort(Model):
@@ -90,6 +98,7 @@ class StreamAbort(Model):
 
     kind: Literal["stream_abort"] = "stream_abort"
     job_id: str
+    stream: int = 0
     error: ErrorInfo
 
 
