@@ -74,7 +74,7 @@ class Worker:
 
     def needs(self, job: TrackedJob) -> tuple[int, int]:
         """(pages, context tokens) of the job on a worker of this role."""
-        return self._pages(job), job.context_at(self.info.role)
+        return job.pages if self.info.role == "decode" else 0, job.context_at(self.info.role)
 
     def has_room(self, pages: int, context_tokens: int) -> bool:
         """Whether that fits now: for many workers asked for one job."""
@@ -86,9 +86,8 @@ class Worker:
 
     def fits_on_device(self, job: TrackedJob) -> bool:
         """Whether its pages and a place in the batch are free."""
-        return (
-            self.reserved_pages + self._pages(job) <= self.info.capacity_pages and self.device_jobs < self.info.max_jobs
-        )
+        pages, _ = self.needs(job)
+        return self.reserved_pages + pages <= self.info.capacity_pages and self.device_jobs < self.info.max_jobs
 
     def prefix_pages(self, job: TrackedJob) -> int:
         """Leading pages of the job's prompt that the worker, by its last reports, holds: prefill would not send them to it."""
