@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
 _TAIL = 2.0  # the longest output that is believed possible, in units of the highest quantile; ours
+_REMEMBERED = 1 << 15  # answers: plans ask again of jobs that have made no progress
 
 
 class LengthPrediction(Protocol):
@@ -59,7 +61,7 @@ class Forecast:
         """Output tokens in all, linear between LEVELS, from 1 at level 0 to twice the highest of them at level 1."""
         if p in LEVELS:
             return self.tokens[LEVELS.index(p)]
-        for (level, tokens), (higher, more) in pairwise(self._points()):
+        for (level, tokens), (higher, more) in pairwise(self.points()):
             if p <= higher:
                 return min(tokens + (more - tokens) * (p - level) / (higher - level), self.max_tokens)
         return self._longest()
@@ -76,8 +78,7 @@ class Forecast:
             return min(self.quantile(p), most)
         if generated >= self._longest():
             return min(max(1.0, generated / 2), most)
-        passed = self._share_below(generated)
-        return min(max(1.0, self.quantile(passed + p * (1.0 - passed)) - generated), most)
+        return min(max(1.0, _conditioned(self, p, generated) - generated), most)
 
     def gittins(self, generated: int) -> float:
         """Gittins' index of the job in tokens: the least, over all times to give up, of expected service per chance to end by then.
@@ -88,20 +89,11 @@ class Forecast:
         most = max(1.0, float(self.max_tokens - generated))
         if self._exact or generated >= self._longest():
             return self.remaining(0.5, generated)
-        tokens, share = float(generated), self._share_below(generated)
-        service, ended, best = 0.0, 0.0, math.inf
-        for level, more in self._points():
-            if more > tokens:
-                service += (more - tokens) * (1.0 - (share + level) / 2)
-            if more >= tokens and level > share:
-                ended += level - share
-                tokens, share = more, level
-                best = min(best, service / ended)
-        return min(max(1.0, best), most)
+        return min(max(1.0, _gittins(self, generated)), most)
 
-    def _share_below(self, tokens: float) -> float:
+    def share_below(self, tokens: float) -> float:
         """The level at which the quantile reaches `tokens`."""
-        for (level, fewer), (higher, more) in pairwise(self._points()):
+        for (level, fewer), (higher, more) in pairwise(self.points()):
             if tokens <= fewer:
                 return level
             if tokens < more:
@@ -115,6 +107,28 @@ class Forecast:
     def _exact(self) -> bool:
         return self.tokens[0] == self.tokens[-1]
 
-    def _points(self) -> tuple[tuple[float, float], ...]:
+    def points(self) -> tuple[tuple[float, float], ...]:
+        """(level, tokens), both ascending, from level 0 to level 1."""
         lowest = self.tokens[0] if self._exact else 1.0
         return ((0.0, lowest), *zip(LEVELS, self.tokens, strict=True), (1.0, self._longest()))
+
+
+@lru_cache(_REMEMBERED)
+def _conditioned(forecast: Forecast, p: float, generated: int) -> float:
+    """The length at level p of those that are longer than `generated`."""
+    passed = forecast.share_below(generated)
+    return forecast.quantile(passed + p * (1.0 - passed))
+
+
+@lru_cache(_REMEMBERED)
+def _gittins(forecast: Forecast, generated: int) -> float:
+    tokens, share = float(generated), forecast.share_below(generated)
+    service, ended, best = 0.0, 0.0, math.inf
+    for level, more in forecast.points():
+        if more > tokens:
+            service += (more - tokens) * (1.0 - (share + level) / 2)
+        if more >= tokens and level > share:
+            ended += level - share
+            tokens, share = more, level
+            best = min(best, service / ended)
+    return best

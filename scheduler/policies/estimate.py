@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.jobs import TrackedJob
-from scheduler.policies.base import JobCost
+from scheduler.policies.base import JobCost, Room
 
 MEDIAN = 0.5
 
@@ -30,3 +30,9 @@ def decode_seconds(job: TrackedJob, cost: JobCost, tokens: float) -> float:
 
 def remaining_seconds(job: TrackedJob, cost: JobCost, level: float = MEDIAN) -> float:
     return prefill_seconds(job, cost) + decode_seconds(job, cost, remaining_tokens(job, level))
+
+
+def place_seconds(job: TrackedJob, cost: JobCost, room: Room | None, context: float) -> float:
+    """Worker-seconds of one token at that context, in a worker full of such jobs; of the job alone while no worker is known."""
+    alike = 1 if room is None else max(1, min(room.max_jobs, room.pages // max(1, job.pages)))
+    return cost.step_seconds(round(alike * context), alike) / alike

@@ -1,25 +1,30 @@
-"""Packhorse's own order: least expected use of the scarcer resource first, by class, with a bound on waiting and a check on itself.
+"""Our own order: least expected use of workers first, by class, with a bound on waiting and a check on itself.
 
-    rank = (-priority class,  seconds * max(pages / pages of a worker, 1 / most jobs in its batch))
+    rank = (-priority class,  prefill seconds + expected tokens * seconds of a token's place)
 
-- Uncertainty: `seconds` are those of Gittins' index of the forecast's distribution, not of a point estimate: a job that may end soon is
-  tried before one that is surely of middling length, and one that has outlived its likely lengths falls back. A quantile can be
-  set instead (`level`).
-- Memory x time, as LAMPS argues (arXiv 2410.18248), but of the dominant share (Ghodsi et al., NSDI '11): pages count only as
-  far as a job takes more of the pool than of the batch.
+- Worker-seconds: a prefill takes a whole worker, a token only its place in a batch: a / n + b * context + c of the decode model, where n
+  such jobs fill a worker, by places or by pages, whichever is the scarcer (dominant share: Ghodsi et al., NSDI '11; memory x time:
+  LAMPS, arXiv 2410.18248). So what a job takes counts at the stage where it takes it, whichever stage binds; a prompt's length is known
+  even where outputs are not.
+- Uncertainty: the expected tokens are Gittins' index of the forecast's distribution, given what is generated, not a point estimate: a
+  job that may end soon is tried before one that is surely of middling length, and one that has outlived its likely lengths falls
+  back. A quantile can be set instead (`level`).
 - Preemption with a margin: a running job's rank counts KEEP of itself, so that near ties do not swap. TRAIL's cutoff (arXiv 2410.01035) has
   the same aim; the margin needs no length.
-- No job waits more than `max_wait_seconds` because of the order, in the queue or preempted; after that it goes first until it is done.
+- Ageing: a job that has waited for `max_wait_seconds`, in the queue or preempted, goes first, in order of arrival, until it is done.
+  Such jobs hold at most a share of the places (`Overdue`). As long as that share carries them, the bound holds for every job, whatever
+  its forecast; in an overload that lasts the rest still goes by rank.
 - A predictor that is no better than chance on what has ended lately (`Trust`) is not followed: jobs then go by class and arrival.
 
-KEEP, MAX_WAIT_SECONDS (half of the default deadline in the queue) and Trust's thresholds are ours.
+KEEP, MAX_WAIT_SECONDS (half of the default deadline in the queue), Overdue's share and Trust's thresholds are ours.
 """
 
 from __future__ import annotations
 
 from scheduler.jobs import TrackedJob
 from scheduler.policies.base import JobCost
-from scheduler.policies.estimate import decode_seconds, prefill_seconds, remaining_tokens
+from scheduler.policies.estimate import context_tokens, place_seconds, prefill_seconds, remaining_tokens
+from scheduler.policies.overdue import SHARE, Overdue
 from scheduler.policies.queue import Rank
 from scheduler.policies.ranked import RankedPolicy
 from scheduler.policies.trust import Trust
@@ -39,11 +44,13 @@ class Packhorse(RankedPolicy):
         level: float | None = None,
         keep: float = KEEP,
         max_wait_seconds: float = MAX_WAIT_SECONDS,
+        overdue_share: float = SHARE,
     ) -> None:
         super().__init__(cost, max_wait_seconds=max_wait_seconds)
         self.level, self.keep = level, keep
-        self.trust = Trust()
+        self.trust, self.overdue = Trust(), Overdue(overdue_share)
         self._expected: dict[str, float] = {}  # use when the job was queued
+        self._turn = ""  # the head of the queue, where it is that because it is overdue
 
     # ---- ranks
 
@@ -57,17 +64,35 @@ class Packhorse(RankedPolicy):
         return (float(-job.priority), self._use(job) * (self.keep if running else 1.0))
 
     def _use(self, job: TrackedJob) -> float:
-        """Seconds that are left times the dominant share."""
+        """Worker-seconds that are left."""
         tokens = (
             job.forecast.gittins(job.progress.generated) if self.level is None else remaining_tokens(job, self.level)
         )
-        return (prefill_seconds(job, self.cost) + decode_seconds(job, self.cost, tokens)) * self._share(job)
+        context = context_tokens(job) + tokens / 2
+        return prefill_seconds(job, self.cost) + tokens * place_seconds(job, self.cost, self.room, context)
 
-    def _share(self, job: TrackedJob) -> float:
-        """The dominant share of a worker that the job takes; 1 while no worker is known."""
-        if self.room is None:
-            return 1.0
-        return max(job.pages / max(1, self.room.pages), 1 / max(1, self.room.max_jobs))
+    # ---- those that have waited for too long
+
+    def head(self, now: float) -> TrackedJob | None:
+        oldest = self._queue.overdue(now) if self.overdue.turn else None
+        self._turn = oldest.job_id if oldest is not None else ""
+        return oldest or self._queue.best()
+
+    def remove(self, job_id: str) -> None:
+        if job_id in self._queue:
+            self.overdue.place(job_id)
+            if job_id == self._turn:
+                self.overdue.favour(job_id)
+        super().remove(job_id)
+
+    def _is_promoted(self, job: TrackedJob, now: float) -> bool:
+        if self.overdue.is_favoured(job.job_id) or job.job_id == self._turn:
+            return True
+        preempted = job.progress.generated > 0 and not job.progress.running
+        if preempted and job.progress.waiting_seconds(now) >= self.max_wait_seconds and self.overdue.turn:
+            self.overdue.favour(job.job_id)
+            return True
+        return False
 
     # ---- what the forecasts were worth
 
@@ -79,12 +104,13 @@ class Packhorse(RankedPolicy):
         expected = self._expected.get(job.job_id)
         if expected is None:
             return
-        seconds = self.cost.prefill_seconds(job.prompt_tokens)
-        seconds += output_tokens * self.cost.step_seconds(job.prompt_tokens + output_tokens // 2, 1)
-        actual = seconds * self._share(job)
+        context = job.prompt_tokens + output_tokens / 2
+        actual = self.cost.prefill_seconds(job.prompt_tokens)
+        actual += output_tokens * place_seconds(job, self.cost, self.room, context)
         if self.trust.add(expected, actual):
             self._queue.rerank(self.queue_rank)
 
     def forget(self, job_id: str) -> None:
         super().forget(job_id)
+        self.overdue.forget(job_id)
         self._expected.pop(job_id, None)

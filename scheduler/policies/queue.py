@@ -43,16 +43,25 @@ class RankQueue:
         self._heap = [(rank(job), count, job_id) for job_id, (count, job) in self._jobs.items()]
         heapq.heapify(self._heap)
 
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._jobs
+
     def head(self, now: float) -> TrackedJob | None:
         """The oldest job where it has waited for `max_wait_seconds`, else the one of the smallest rank."""
-        while self._heap and not self._is_valid(self._heap[0]):
-            heapq.heappop(self._heap)
-        if not self._heap:
+        return self.overdue(now) or self.best()
+
+    def overdue(self, now: float) -> TrackedJob | None:
+        """The oldest job, where it has waited for `max_wait_seconds`."""
+        if not self._jobs:
             return None
         _, oldest = next(iter(self._jobs.values()))
-        if now - oldest.submitted_at >= self.max_wait_seconds:
-            return oldest
-        return self._jobs[self._heap[0][2]][1]
+        return oldest if now - oldest.submitted_at >= self.max_wait_seconds else None
+
+    def best(self) -> TrackedJob | None:
+        """The job of the smallest rank."""
+        while self._heap and not self._is_valid(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._jobs[self._heap[0][2]][1] if self._heap else None
 
     def _is_valid(self, entry: tuple[Rank, int, str]) -> bool:
         return self._jobs.get(entry[2], (0,))[0] == entry[1]

@@ -39,6 +39,17 @@ def test_pages_count_beyond_the_share_of_the_batch() -> None:
     assert first(policy, light, heavy) == "light"
 
 
+def test_a_prefill_takes_a_whole_worker_and_a_token_its_place() -> None:
+    policy = Packhorse(UnitCost())  # 0.1 s a step, 1 ms per token of prompt
+    policy.room = Room(pages=1000, max_jobs=10)
+    long_prompt, more_tokens = make("prompt", 100, prompt_tokens=500), make("tokens", 130, prompt_tokens=10)
+    assert first(policy, long_prompt, more_tokens) == "tokens"  # 0.5 + 1.0 s against 0.01 + 1.3 s
+
+
+def test_prompts_are_known_even_where_outputs_are_not() -> None:
+    assert first(Packhorse(UnitCost()), make("long", 900, prompt_tokens=800), make("short", 900)) == "short"
+
+
 def test_classes_come_before_lengths() -> None:
     assert first(Packhorse(UnitCost()), make("low", 5), make("high", 500, priority=1)) == "high"
 
@@ -56,6 +67,37 @@ def test_nobody_waits_beyond_the_bound_and_the_promoted_run_to_their_end() -> No
     assert policy.plan([long, short], ONE, 30.0).run == (long,)
     long.progress.run(30.0)
     assert policy.plan([long, short], ONE, 500.0).run == (long,)
+
+
+def test_the_overdue_go_first_but_take_no_more_than_their_share() -> None:
+    policy = Packhorse(UnitCost(), max_wait_seconds=30.0, overdue_share=0.5)
+    for i in range(4):
+        policy.add(make(f"old{i}", 900, at=0.0), 0.0)
+    for i in range(4):
+        policy.add(make(f"new{i}", 5, at=20.0), 20.0)
+    assert drained(policy, 30.0, 6) == ["old0", "new0", "old1", "new1", "old2", "new2"]
+    policy.forget("old0")  # an overdue job has ended: another one's turn
+    assert drained(policy, 30.0, 1) == ["old3"]
+
+
+def drained(policy: Packhorse, now: float, count: int) -> list[str]:
+    """Ids in the order of being placed."""
+    placed = []
+    for _ in range(count):
+        head = policy.head(now)
+        assert head is not None
+        placed.append(head.job_id)
+        policy.remove(head.job_id)
+    return placed
+
+
+def test_a_job_placed_because_it_was_overdue_is_not_stopped_by_shorter_ones() -> None:
+    policy = Packhorse(UnitCost(), max_wait_seconds=30.0)
+    old, short = make("old", 900), make("short", 5, generated=1)
+    policy.add(old, 0.0)
+    assert drained(policy, 30.0, 1) == ["old"]
+    old.progress.run(30.0)
+    assert policy.plan([old, short], ONE, 31.0).run == (old,)
 
 
 @pytest.mark.parametrize(("believed", "followed"), [(lambda n: n, True), (lambda n: 901 - n, False)])
