@@ -117,10 +117,16 @@ class Worker:
         self.changed(self.worker_id)
 
     def _count_pages(self, job: TrackedJob, sign: int) -> None:
-        if self.info.role == "decode":
-            self.reserved_pages += sign * job.pages * job.swap.on_device
-            self.host_pages_used += sign * job.pages * job.swap.on_host
-            self.jobs_out += sign * (not job.swap.on_device)
+        pages = sign * self._pages(job)
+        if job.swap is Swap.IN:
+            self.reserved_pages += pages
+            return
+        self.reserved_pages += pages * job.swap.on_device
+        self.host_pages_used += pages * job.swap.on_host
+        self.jobs_out += sign * (not job.swap.on_device)
+
+    def _pages(self, job: TrackedJob) -> int:
+        return job.pages if self.info.role == "decode" else 0
 
 
 class Workers:
