@@ -85,15 +85,17 @@ def _per_second(count: int, duration: float) -> float:
 
 
 def _kv_transfer(good: Sequence[RequestRecord]) -> dict[str, float] | None:
-    """Bytes of KV that the server says it shipped, against raw pages; None where no server reported any."""
+    """Bytes of KV that the server says it shipped, and held already, against raw pages; None where no server reported any."""
     reports = [record.kv_transfer for record in good if record.kv_transfer]
     if not reports:
         return None
     shipped = sum(int(report.get("bytes_shipped") or 0) for report in reports)
+    held = sum(int(report.get("bytes_held") or 0) for report in reports)
     raw = sum(int(report.get("raw_bytes") or 0) for report in reports)
     return {
         "requests": len(reports),
         "bytes_shipped": shipped,
+        "bytes_held": held,
         "raw_bytes": raw,
         "shipped_share": shipped / raw if raw else 0.0,
     }

@@ -53,6 +53,11 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             f"KV shipped   {kv['bytes_shipped']:,} bytes, {kv['shipped_share']:.1%} of the {kv['raw_bytes']:,} "
             f"of raw 16-bit pages ({kv['requests']} requests)"
         )
+        if kv["bytes_held"]:
+            whole = kv["bytes_shipped"] + kv["bytes_held"]
+            lines.append(
+                f"KV held      {kv['bytes_held']:,} bytes, {kv['bytes_held'] / whole:.1%} of what the prompts have, were not sent"
+            )
     if s["requests_with_counted_tokens"]:
         lines.append(
             f"note         {s['requests_with_counted_tokens']} requests came without usage: their chunks count as tokens"

@@ -32,6 +32,7 @@ def build_jobs(
             sampling=_sampling(request, max_tokens, choice, logprobs),
             reply_to=service.backend.reply_to,
             priority=request.priority,
+            cache_salt=request.cache_salt,
         )
         for place, (ids, max_tokens) in enumerate(zip(prompts, budgets, strict=True))
         for choice in range(request.n)

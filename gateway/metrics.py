@@ -38,7 +38,8 @@ class Metrics:
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
         self.completion_tokens = counter("completion_tokens", "Tokens generated")
         self.bytes_shipped = counter("bytes_shipped", "Bytes of KV cache sent from prefill to decode")
-        self.raw_bytes = counter("raw_bytes", "What bytes_shipped would have been as 16-bit values")
+        self.bytes_held = counter("bytes_held", "Bytes of prompt pages not sent, since the decode worker held them")
+        self.raw_bytes = counter("raw_bytes", "What bytes_shipped would have been as 16-bit values, with nothing held")
         self.ttft = histogram("ttft", "Request to first token, per choice", PHASE_SECONDS)
         self.itl = histogram("itl", "Between two tokens of a choice", TOKEN_SECONDS)
         self.jct = histogram("jct", "Request to last token", REQUEST_SECONDS)
@@ -51,6 +52,7 @@ class Metrics:
         """A job whose last token came, by the statistics that came with it."""
         self.prompt_tokens.inc(stats.prompt_tokens)
         self.bytes_shipped.inc(stats.bytes_shipped)
+        self.bytes_held.inc(stats.bytes_held)
         self.raw_bytes.inc(stats.raw_bytes)
         self.queue.observe(stats.queue_seconds)
         self.prefill.observe(stats.prefill_seconds)
@@ -125,6 +127,7 @@ _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerStatus], float]], ...] = (
     ("jobs", "Jobs placed on the worker", lambda worker: worker.jobs),
     ("reserved_pages", "Pages that the scheduler has reserved", lambda worker: worker.reserved_pages),
     ("used_pages", "Pages in use, by the worker's own count", lambda worker: worker.load.pages_used),
+    ("cached_pages", "Pages of ended jobs kept for their prefixes", lambda worker: worker.load.pages_cached),
     ("capacity_pages", "Pages in the pool", lambda worker: worker.info.capacity_pages),
     ("used_host_pages", "Pages of preempted jobs in host memory", lambda worker: worker.load.host_pages_used),
     ("host_pages", "Pages of preempted jobs that host memory may hold", lambda worker: worker.info.host_pages),

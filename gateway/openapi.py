@@ -17,7 +17,8 @@ Errors are `{"error": {"message", "type", "param", "code"}}`. The headers of a s
 before it has its own HTTP status; one after it is an event `data: {"error": ...}`, and the stream ends without `data: [DONE]`.
 
 `usage.kv_transfer` is an extension: the workers that served the request, the bytes of KV cache that went from one to the other,
-what they would have been as 16-bit values, and the seconds of each phase. With several choices bytes are summed, the others lists.
+those of prompt pages that were not sent since they were held already, what both would have been as 16-bit values, and the seconds of each
+phase. With several choices bytes are summed, the others lists.
 A completion's `id` is in the header `x-completion-id` of its response as well, also where that is an error. `/v1/jobs/{id}` tells how
 its jobs were scheduled, one for each choice: the job of choice `i` has the id `<completion's id>-<i>`.
 `logprobs` have one entry per generated token, the one that ended the choice included; `text_offset` counts from the

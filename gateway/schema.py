@@ -120,6 +120,9 @@ class GenerationRequest(Fields):
     ignore_eos: bool = False
     stop_token_ids: list[int] = Field(default_factory=list, max_length=64)
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    cache_salt: str = Field(
+        default="", max_length=256, description="pages of prompts are shared among requests of the same salt only"
+    )
 
     @property
     def include_usage(self) -> bool:

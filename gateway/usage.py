@@ -32,6 +32,7 @@ def kv_transfer(stats: Sequence[JobStats]) -> dict[str, Any]:
         "prefill_worker": each("prefill_worker"),
         "decode_worker": each("decode_worker"),
         "bytes_shipped": sum(job.bytes_shipped for job in stats),
+        "bytes_held": sum(job.bytes_held for job in stats),
         "raw_bytes": sum(job.raw_bytes for job in stats),
         "queue_seconds": each("queue_seconds"),
         "prefill_seconds": each("prefill_seconds"),

@@ -144,6 +144,7 @@ def _table(streams: Sequence[Stream]) -> Table:
         "time to first token": lambda s: f"{s.ttft_seconds * 1000:.0f} ms",
         "tokens per second": lambda s: f"{s.tokens_per_second:.1f}",
         "KV bytes shipped": lambda s: f"{s.transfer.get('bytes_shipped', 0):,}",
+        "held, thus not shipped": lambda s: f"{s.transfer.get('bytes_held', 0):,}",
         "the same in bf16": lambda s: f"{s.transfer.get('raw_bytes', 0):,}",
         "saved": lambda s: f"{100 - 100 * s.transfer.get('bytes_shipped', 0) / s.transfer.get('raw_bytes', 1):.0f} %",
         "workers": lambda s: f"{s.transfer.get('prefill_worker')} -> {s.transfer.get('decode_worker')}",

@@ -19,7 +19,7 @@ def good(index: int, scheduled: float, first: float, last: float, tokens: int) -
     return RequestRecord(
         index, scheduled, tokens, sent=scheduled + 0.5, first_token=first, last_token=last, finished=last,
         chunk_times=[first + i * step for i in range(tokens)], prompt_tokens=10, completion_tokens=tokens, status="ok",
-        kv_transfer={"bytes_shipped": 25, "raw_bytes": 100},
+        kv_transfer={"bytes_shipped": 25, "bytes_held": 7, "raw_bytes": 100},
     )  # fmt: skip
 
 
@@ -51,7 +51,13 @@ def test_summary() -> None:
     assert summary["ttft_seconds"] == pytest.approx({"mean": 2, "p50": 2, "p90": 2.8, "p99": 2.98, "max": 3})
     assert summary["tpot_seconds"]["mean"] == 0.5
     assert summary["client_delay_seconds"]["p50"] == 0.5
-    assert summary["kv_transfer"] == {"requests": 2, "bytes_shipped": 50, "raw_bytes": 200, "shipped_share": 0.25}
+    assert summary["kv_transfer"] == {
+        "requests": 2,
+        "bytes_shipped": 50,
+        "bytes_held": 14,
+        "raw_bytes": 200,
+        "shipped_share": 0.25,
+    }
 
 
 def test_limits() -> None:

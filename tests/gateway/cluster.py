@@ -40,7 +40,7 @@ LAYOUT = KVLayout(
     page_tokens=64, sink_tokens=4, page_bytes=1024, layout_version=1,
 )  # fmt: skip
 STATS = JobStats(
-    prompt_tokens=3, prefill_worker="prefill-0", decode_worker="decode-0", bytes_shipped=100, raw_bytes=400,
+    prompt_tokens=3, prefill_worker="prefill-0", decode_worker="decode-0", bytes_shipped=100, bytes_held=50, raw_bytes=400,
     queue_seconds=0.25, prefill_seconds=0.5, ship_seconds=0.125,
 )  # fmt: skip
 ERRORS = PredictionErrors(count=256, total=900, bias=-0.25, p50=0.5, p90=0.75)
@@ -51,7 +51,7 @@ def worker(worker_id: str, role: Any) -> WorkerStatus:
     info = WorkerInfo(
         worker_id=worker_id, role=role, layout=LAYOUT, max_context_tokens=1024, max_jobs=4, capacity_pages=9
     )
-    load = WorkerLoad(leases=2, lease_bytes=2048, links=1, link_bytes_per_second=5e6)
+    load = WorkerLoad(pages_cached=5, leases=2, lease_bytes=2048, links=1, link_bytes_per_second=5e6)
     return WorkerStatus(info=info, load=load, jobs=1, reserved_pages=3, heartbeat_age_seconds=0.5)
 
 

@@ -122,6 +122,7 @@ async def test_metrics(client: httpx.AsyncClient, cluster: FakeCluster) -> None:
     assert seen[("packhorse_completion_tokens_total",)] == 17
     assert seen[("packhorse_prompt_tokens_total",)] == 9
     assert seen[("packhorse_bytes_shipped_total",)] == 300
+    assert seen[("packhorse_bytes_held_total",)] == 150
     assert seen[("packhorse_raw_bytes_total",)] == 1200
     assert seen[("packhorse_ttft_seconds_count",)] == 4
     assert seen[("packhorse_itl_seconds_count",)] == 17 - 4
@@ -131,6 +132,7 @@ async def test_metrics(client: httpx.AsyncClient, cluster: FakeCluster) -> None:
     assert seen["packhorse_workers", "decode"] == 1
     assert seen["packhorse_jobs_ended_total", "done"] == 7
     assert seen["packhorse_worker_lease_bytes", "prefill", "prefill-0"] == 2048
+    assert seen["packhorse_worker_cached_pages", "decode", "decode-0"] == 5
     assert seen["packhorse_worker_link_bytes_per_second", "prefill", "prefill-0"] == 5e6
     assert seen["packhorse_worker_heartbeat_age_seconds", "decode", "decode-0"] == 0.5
     assert seen[("packhorse_scheduler_up",)] == 1

@@ -92,7 +92,15 @@ async def test_every_sampling_field_reaches_the_job(client: httpx.AsyncClient, c
         "repetition_penalty": 1.5, "ignore_eos": True, "stop_token_ids": [9], "max_tokens": 2,
     }  # fmt: skip
     await post(
-        client, **fields, logit_bias={"12": -100, "13": 1.5}, stop="x", seed=3, priority=-4, logprobs=2, user="me"
+        client,
+        **fields,
+        logit_bias={"12": -100, "13": 1.5},
+        stop="x",
+        seed=3,
+        priority=-4,
+        logprobs=2,
+        user="me",
+        cache_salt="mine",
     )
     [job] = cluster.jobs.values()
     expected = fields | {
@@ -103,7 +111,7 @@ async def test_every_sampling_field_reaches_the_job(client: httpx.AsyncClient, c
         "logprobs": 2,
     }
     assert job.sampling.model_dump() == expected
-    assert job.priority == -4
+    assert (job.priority, job.cache_salt) == (-4, "mine")
     assert job.reply_to == cluster.tokens.address
 
 

@@ -50,7 +50,7 @@ class JobStats(Model):
     bytes_held: int = Field(
         default=0, description="of prompt pages that the decode worker held, so that they were not sent"
     )
-    raw_bytes: int = Field(default=0, description="the same tokens as raw pages and residual in 16-bit values")
+    raw_bytes: int = Field(default=0, description="the whole prompt as raw pages and residual in 16-bit values")
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     ship_seconds: float = Field(default=0.0, description="end of prefill to the decode side's acknowledgement")
