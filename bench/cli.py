@@ -11,10 +11,13 @@ import typer
 
 from bench.exits import EXIT_ALL_FAILED, EXIT_INTERRUPTED, config_errors
 from bench.many_values import ManyValuesCommand
+from bench.prefix_cache_command import prefix_cache
 from bench.scheduler_command import scheduler
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Benchmarks: load on a server, quality of the KV formats, kernels."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Benchmarks: load on a server, quality of the KV formats, kernels, prefix cache.",
 )
 
 
@@ -220,3 +223,4 @@ def predictors(
 
 
 app.command(cls=ManyValuesCommand)(scheduler)
+app.command("prefix-cache")(prefix_cache)
