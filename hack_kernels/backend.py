@@ -29,17 +29,19 @@ class Backend:
 def choose(device: torch.device | str) -> Backend:
     """The back end for tensors on `device`: the one that PACKHORSE_KERNELS names, else the fastest that has been proven on such devices.
 
-    Raises ValueError for a device that torch does not know, and for a PACKHORSE_KERNELS that is unknown or cannot run here.
+    It is made once for each type of device. Raises ValueError for a device that torch does not know, and for a PACKHORSE_KERNELS
+    that is unknown or cannot run here.
     """
     try:
         kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"device={device!r}: {error}") from None
-    return _choose(kind, os.environ.get(VARIABLE) or None)
+    return _choose(kind)
 
 
 @lru_cache
-def _choose(kind: str, forced: str | None) -> Backend:
+def _choose(kind: str) -> Backend:
+    forced = os.environ.get(VARIABLE) or None
     if forced is not None and forced not in NAMES:
         raise ValueError(f"{VARIABLE}={forced!r} is not one of {', '.join(NAMES)}")
     if forced == "reference":
@@ -62,9 +64,10 @@ def _choose(kind: str, forced: str | None) -> Backend:
 
 def implementation(device: torch.device, operation: str, file: str | None = None) -> Callable[..., Any]:
     """The function `operation` of the chosen back end's file of the same name, or of `file`."""
-    return _function(choose(device).name, operation, file or operation)
+    return function_of(choose(device).name, operation, file or operation)
 
 
 @lru_cache
-def _function(backend: str, operation: str, file: str) -> Callable[..., Any]:
+def function_of(backend: str, operation: str, file: str) -> Callable[..., Any]:
+    """The function `operation` of the file `file` of back end `backend`."""
     return getattr(import_module(f"hack_kernels.{backend}.{file}"), operation)  # type: ignore[no-any-return]

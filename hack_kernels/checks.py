@@ -5,7 +5,6 @@ Values are checked on CPU tensors alone: to read them from a GPU would stall it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from types import EllipsisType
 
 import torch
@@ -17,24 +16,6 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BYTES = (torch.uint8,)
 INDICES = (torch.int64,)
 MAX_HEAD_DIM = 512
-MOST_PASSED = 4096  # remembered at a time: batches and page tables come in many shapes
-
-_passed: set[Hashable] = set()
-
-
-def check_once(check: Callable[..., None], fmt: PageFormat, *tensors: Tensor) -> None:
-    """check(fmt, *tensors), for a check of types, shapes and devices alone: what has passed it once is not looked at again."""
-    try:
-        key = (check, fmt, *[(x.shape, x.dtype, x.device) for x in tensors])
-        if key in _passed:
-            return
-    except (AttributeError, TypeError):  # one is no tensor: the check says which
-        check(fmt, *tensors)
-        raise
-    check(fmt, *tensors)
-    if len(_passed) >= MOST_PASSED:
-        _passed.clear()
-    _passed.add(key)
 
 
 def check_format(fmt: PageFormat) -> None:

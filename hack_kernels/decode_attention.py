@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .backend import choose, implementation
-from .checks import (
-    FLOATS,
-    INDICES,
-    check_format,
-    check_heads,
-    check_once,
-    check_pool,
-    check_range,
-    check_residual,
-    check_tensor,
-)
-from .cpu.library import BadValue
+from .backend import choose, function_of
+from .decode_checks import check_decode, check_decode_values
 from .page_format import PageFormat
-
-MAX_QUERIES = 8
 
 
 def decode_attention(
@@ -68,64 +54,14 @@ def run_decode(
     residual_tokens: Tensor,
     scale: float,
 ) -> Tensor:
-    """`operation`, with the arguments of `decode_attention`. Native kernels look at the values themselves, in less time."""
+    """`operation`, with the arguments of `decode_attention`. The native kernels check theirs themselves, in less time."""
     arguments = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
-    check_once(check_decode, fmt, *arguments)
-    attend = implementation(q.device, operation, "fused_dequant" if operation.startswith("fused") else None)
-    if choose(q.device).name != "cpu":
+    if not isinstance(q, Tensor):
+        check_decode(fmt, *arguments)
+    backend = choose(q.device).name
+    if backend != "cpu":
+        check_decode(fmt, *arguments)
         check_decode_values(fmt, *arguments)
-    try:
-        result: Tensor = attend(fmt, *arguments, scale)
-    except BadValue:
-        check_decode_values(fmt, *arguments)
-        raise
+    attend = function_of(backend, operation, "fused_dequant" if operation.startswith("fused") else operation)
+    result: Tensor = attend(fmt, *arguments, scale)
     return result
-
-
-def check_decode(
-    fmt: PageFormat,
-    q: Tensor,
-    pages: Tensor,
-    page_table: Tensor,
-    num_pages: Tensor,
-    residual: Tensor,
-    residual_rows: Tensor,
-    residual_tokens: Tensor,
-) -> None:
-    """Types, shapes and devices of `decode_attention`'s arguments. Raises ValueError naming the bad one."""
-    check_format(fmt)
-    several = ("queries",) if isinstance(q, Tensor) and q.dim() == 4 else ()
-    check_tensor("q", q, ("batch", *several, "heads", fmt.head_dim), FLOATS)
-    queries = q.shape[1] if several else 1
-    if not 1 <= queries <= MAX_QUERIES:
-        raise ValueError(f"q has {queries} queries per sequence, not 1..{MAX_QUERIES}")
-    check_pool(fmt, pages, "kv_heads", q.device)
-    check_heads("q", q.shape[-2], pages.shape[1])
-    check_residual(fmt, residual, pages.shape[1], q.device)
-    check_tensor("page_table", page_table, (q.shape[0], "max_pages"), INDICES, q.device)
-    for name, counts in (
-        ("num_pages", num_pages),
-        ("residual_rows", residual_rows),
-        ("residual_tokens", residual_tokens),
-    ):
-        check_tensor(name, counts, (q.shape[0],), INDICES, q.device)
-
-
-def check_decode_values(
-    fmt: PageFormat,
-    q: Tensor,
-    pages: Tensor,
-    page_table: Tensor,
-    num_pages: Tensor,
-    residual: Tensor,
-    residual_rows: Tensor,
-    residual_tokens: Tensor,
-) -> None:
-    """Indices and counts are in their ranges, on the CPU alone. Raises ValueError naming the bad one."""
-    queries = q.shape[1] if q.dim() == 4 else 1
-    check_range("num_pages", num_pages, 0, page_table.shape[1])
-    check_range("residual_rows", residual_rows, 0, residual.shape[0] - 1)
-    check_range("residual_tokens", residual_tokens, queries, fmt.residual_slots)
-    if q.device.type == "cpu":
-        listed = torch.arange(page_table.shape[1]) < num_pages.unsqueeze(-1)
-        check_range("page_table", page_table[listed], 0, pages.shape[0] - 1)

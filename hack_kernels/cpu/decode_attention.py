@@ -6,16 +6,18 @@ types, shapes and strides is worked out once and kept as a plan: what is left of
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
+from hack_kernels.decode_checks import check_decode, check_decode_values
 from hack_kernels.page_format import PageFormat
 
 from .library import (
     DTYPES,
     MAX_ROWS,
+    BadValue,
     Decode,
     Pool,
     Residual,
@@ -25,8 +27,6 @@ from .library import (
     readable,
     run_numbers,
 )
-
-Place = tuple[torch.Size, tuple[int, ...]]  # shape and strides
 
 MOST_PLANS = 1024  # batches and page tables come in many shapes
 
@@ -46,44 +46,51 @@ def decode_attention(
 ) -> Tensor:
     """See hack_kernels/decode_attention.py. `dequant`: codes are dequantized in registers instead, as fused_dequant.py says."""
     tensors = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
-    plan = _plan(fmt, scale, *run_numbers(), dequant, q.dtype, *[(x.shape, x.stride()) for x in tensors])
+    try:
+        places = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
+        plan = _plans.get(key := (fmt, scale, dequant, *run_numbers(), *places))
+    except (AttributeError, TypeError):  # one is no tensor, or no format
+        check_decode(fmt, *tensors)
+        raise
     if plan is None:
-        q, pages, page_table, num_pages, residual, residual_rows, residual_tokens = map(readable, tensors)
-        counts = (num_pages, residual, residual_rows, residual_tokens)
-        return decode_attention(fmt, q, pages, page_table, *counts, scale, dequant=dequant)
+        check_decode(fmt, *tensors)
+        if any(x.shape[-1] > 1 and x.stride(-1) != 1 for x in tensors):
+            q, pages, page_table, num_pages, residual, residual_rows, residual_tokens = map(readable, tensors)
+            rest = (num_pages, residual, residual_rows, residual_tokens)
+            return decode_attention(fmt, q, pages, page_table, *rest, scale, dequant=dequant)
+        plan = _keep(key, _make_plan(fmt, scale, dequant, q, pages, page_table, residual))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    call("packhorse_decode", plan, out.data_ptr(), *[x.data_ptr() for x in tensors])
+    try:
+        call("packhorse_decode", plan, out.data_ptr(), *[x.data_ptr() for x in tensors])
+    except BadValue:
+        check_decode_values(fmt, *tensors)
+        raise
     return out
 
 
-@lru_cache(MOST_PLANS)
-def _plan(
-    fmt: PageFormat,
-    scale: float,
-    isa: int,
-    threads: int,
-    dequant: bool,
-    dtype: torch.dtype,
-    q: Place,
-    pages: Place,
-    page_table: Place,
-    num_pages: Place,
-    residual: Place,
-    residual_rows: Place,
-    residual_tokens: Place,
-) -> Decode | None:
-    """All of a call but the addresses; None where a tensor's last dimension is not contiguous."""
-    places = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
-    if any(shape[-1] > 1 and strides[-1] != 1 for shape, strides in places):
-        return None
-    (batch, *several, heads, head_dim), strides = q
-    queries, kv_heads = (several or [1])[0], pages[0][1]
+_plans: dict[Hashable, Decode] = {}
+
+
+def _keep(key: Hashable, plan: Decode) -> Decode:
+    if len(_plans) >= MOST_PLANS:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
+
+
+def _make_plan(
+    fmt: PageFormat, scale: float, dequant: bool, q: Tensor, pages: Tensor, page_table: Tensor, residual: Tensor
+) -> Decode:
+    """All of a call but the addresses."""
+    batch, *several, heads, head_dim = q.shape
+    queries, kv_heads, strides = (several or [1])[0], pages.shape[1], q.stride()
     if queries * (group := heads // kv_heads) > MAX_ROWS:
         raise ValueError(f"q has {queries * group} queries per KV head, more than {MAX_ROWS}")
     return Decode(
-        format_struct(fmt), Run(isa, threads, dequant), Pool(None, *pages[1][:2]), Residual(None, *residual[1][:4]),
+        format_struct(fmt), Run(*run_numbers(), dequant),
+        Pool(None, *pages.stride()[:2]), Residual(None, *residual.stride()[:4]),
         batch, queries, kv_heads, group, None, None,
-        DTYPES[dtype], strides[0], strides[-3] if several else 0, strides[-2],
+        DTYPES[q.dtype], strides[0], strides[-3] if several else 0, strides[-2],
         queries * heads * head_dim, heads * head_dim, head_dim,
-        None, None, None, None, page_table[1][0], page_table[0][1], pages[0][0], residual[0][0], scale,
+        None, None, None, None, page_table.stride(0), page_table.shape[1], pages.shape[0], residual.shape[0], scale,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hack_kernels import choose
+from hack_kernels import backend, choose
 from hack_kernels.cpu import library
 
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512bf16")
@@ -30,8 +30,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def fresh_choice() -> Iterator[None]:
+    """The choice of a back end is made anew in the test, and again after it."""
+    backend._choose.cache_clear()
+    yield
+    backend._choose.cache_clear()
+
+
 @pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> Iterator[str]:
     """The native kernels on one instruction set."""
     skip_unless_runnable(request.param)
     monkeypatch.setenv("PACKHORSE_KERNELS", "cpu")
@@ -40,7 +48,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture(params=["reference", *ISAS])
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> Iterator[str]:
     """The reference, or the native kernels on one instruction set."""
     if request.param == "reference":
         monkeypatch.setenv("PACKHORSE_KERNELS", "reference")

@@ -26,9 +26,8 @@ OPERATIONS = [
 
 
 @pytest.fixture(autouse=True)
-def _fresh_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_variable(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
     monkeypatch.delenv("PACKHORSE_KERNELS", raising=False)
-    backend._choose.cache_clear()
 
 
 def test_the_native_kernels_serve_the_cpu_and_name_the_instruction_set() -> None:
@@ -121,6 +120,7 @@ def test_every_operation_has_an_implementation(
     if name == "cpu" and choose("cpu").name != "cpu":
         pytest.skip(choose("cpu").reason)
     monkeypatch.setenv("PACKHORSE_KERNELS", name)
+    backend._choose.cache_clear()
     found = implementation(torch.device("cpu"), operation, file)
     assert found.__module__ in {f"hack_kernels.{owner}.{file or operation}" for owner in (name, "reference")}
     assert (found.__module__.split(".")[1] == name) or operation == "open_pages"

@@ -87,16 +87,15 @@ static void attend_pages(const AttendPages& a) {
     const int count = a.num_pages - p < kBatch ? a.num_pages - p : kBatch;
     const uint8_t* pages[kBatch];
     for (int i = 0; i < count; ++i) pages[i] = a.base + a.slots[p + i] * a.slot_stride;
-    for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < count; ++i) {
       const int64_t next = p + kBatch + i;
-      work.next[i] = next < a.num_pages ? a.base + a.slots[next] * a.slot_stride : nullptr;
+      work.ahead[i] = next < a.num_pages ? (a.slots[next] - a.slots[p + i]) * a.slot_stride : 0;
     }
-    work.page_bytes = f.page_bytes;
     for (int64_t i = 0; i < slices; ++i) {
       const int64_t n = a.rows - 4 * i < 4 ? a.rows - 4 * i : 4;
       score_slice[n - 1](f, a.q + 4 * i * dp, dp, pages, count, work);
       weigh_slice[n - 1](f, plan, pages, count, work, rows[i], out + 4 * i * plan.lanes);
-      if (i == 0) __builtin_memset(work.next, 0, sizeof work.next);
+      if (i == 0) __builtin_memset(work.ahead, 0, sizeof work.ahead);
     }
   }
   for (int64_t i = 0; i < slices; ++i) {

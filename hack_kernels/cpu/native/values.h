@@ -36,11 +36,13 @@ INLINE void soften(Operands& s, Rows& rows) {
 }
 
 template <int BITS, int R, bool DEQUANT>
-INLINE void fold_weights(const Format& f, const uint8_t* page, int groups, Operands& s, Rows& rows) {
+INLINE void fold_weights(const Format& f, const uint8_t* page, int64_t ahead, int groups, Operands& s, Rows& rows) {
   constexpr int N = kTokens / VL;
   for (int g = 0; g < groups; ++g) {
     F largest[4] = {};
     F scale[N], zero[N];
+    prefetch(page + f.v_scale + g * kTokens, ahead);
+    prefetch(page + f.v_zero + g * kTokens, ahead);
     for (int j = 0; j < N; ++j) {
       scale[j] = decode_scales(load_u8(page + f.v_scale + g * kTokens + j * VL));
       zero[j] = to_floats(load_s8(page + f.v_zero + g * kTokens + j * VL));
@@ -89,7 +91,8 @@ INLINE void value_fields(A (&acc)[8 / BITS][R][N], const I (&words)[N], const ui
 }
 
 template <int BITS, int SPAN, int R, int N, bool DEQUANT>
-static void weigh_blocks(const Format& f, const Block* blocks, const uint8_t* codes, const Operands& s, int row, float* out, int64_t lanes) {
+static void weigh_blocks(const Format& f, const Block* blocks, const uint8_t* codes, int64_t ahead, const Operands& s,
+                         int row, float* out, int64_t lanes) {
   constexpr int PER = 8 / BITS;
   const int64_t plane = f.head_dim / PER;
   const uint8_t* weights[PER / SPAN];
@@ -101,7 +104,10 @@ static void weigh_blocks(const Format& f, const Block* blocks, const uint8_t* co
   for (int n = 0; n < N; ++n) first[n] = codes + blocks[n].start * 4;
   for (int q = 0; q < kTokens / 4; ++q) {
     I words[N];
-    for (int n = 0; n < N; ++n) words[n] = load_words(first[n] + q * plane * 4);
+    for (int n = 0; n < N; ++n) {
+      prefetch(first[n] + q * plane * 4, ahead);
+      words[n] = load_words(first[n] + q * plane * 4);
+    }
     value_fields<BITS, 0, SPAN, R, N, DEQUANT>(acc, words, weights, q * 4 * kOperandBytes<DEQUANT>);
   }
   for (int i = 0; i < PER; ++i)
@@ -118,16 +124,16 @@ static void weigh_blocks(const Format& f, const Block* blocks, const uint8_t* co
 }
 
 template <int BITS, int SPAN, int R, bool DEQUANT>
-static void weigh_rows(const Format& f, const Plan& plan, const uint8_t* page, const Operands& s, int row, float* out) {
+static void weigh_rows(const Format& f, const Plan& plan, const uint8_t* page, int64_t ahead, const Operands& s, int row, float* out) {
   constexpr int PER = 8 / BITS, MOST = kAccumulators / PER, ROWS = R < MOST ? R : MOST;
   constexpr int WIDE = MOST / ROWS >= 4 ? 4 : MOST / ROWS >= 2 ? 2 : 1;
   for (int segment = 0, b = 0; segment < plan.num_segments; ++segment) {
     for (; b + WIDE <= plan.segment_ends[segment]; b += WIDE)
-      weigh_blocks<BITS, SPAN, ROWS, WIDE, DEQUANT>(f, plan.blocks + b, page + f.v_codes, s, row, out + b * PER * VL, plan.lanes);
+      weigh_blocks<BITS, SPAN, ROWS, WIDE, DEQUANT>(f, plan.blocks + b, page + f.v_codes, ahead, s, row, out + b * PER * VL, plan.lanes);
     for (; b < plan.segment_ends[segment]; ++b)
-      weigh_blocks<BITS, SPAN, ROWS, 1, DEQUANT>(f, plan.blocks + b, page + f.v_codes, s, row, out + b * PER * VL, plan.lanes);
+      weigh_blocks<BITS, SPAN, ROWS, 1, DEQUANT>(f, plan.blocks + b, page + f.v_codes, ahead, s, row, out + b * PER * VL, plan.lanes);
   }
-  if constexpr (R > ROWS) weigh_rows<BITS, SPAN, R - ROWS, DEQUANT>(f, plan, page, s, row + ROWS, out + ROWS * plan.lanes);
+  if constexpr (R > ROWS) weigh_rows<BITS, SPAN, R - ROWS, DEQUANT>(f, plan, page, 0, s, row + ROWS, out + ROWS * plan.lanes);
 }
 
 template <int BITS, int R, bool DEQUANT>
@@ -135,18 +141,14 @@ static void weigh(const Format& f, const Plan& plan, const uint8_t* const* pages
   constexpr int PER = 8 / BITS;
   raise_top<R>(count, work, plan, rows, out);
   for (int p = 0; p < count; ++p) {
-    prefetch_quarter(work, p, 2);
     soften<R>(work.pages[p], rows);
-    fold_weights<BITS, R, DEQUANT>(f, pages[p], plan.groups, work.pages[p], rows);
+    fold_weights<BITS, R, DEQUANT>(f, pages[p], work.ahead[p], plan.groups, work.pages[p], rows);
   }
   auto weigh_page = weigh_rows<BITS, 1, R, DEQUANT>;
   if (plan.groups == 1)
     weigh_page = weigh_rows<BITS, PER, R, DEQUANT>;
   else if (PER == 4 && f.group_channels == 2 * (f.head_dim / PER))
     weigh_page = weigh_rows<BITS, (PER + 1) / 2, R, DEQUANT>;
-  for (int p = 0; p < count; ++p) {
-    prefetch_quarter(work, p, 3);
-    weigh_page(f, plan, pages[p], work.pages[p], 0, out);
-  }
+  for (int p = 0; p < count; ++p) weigh_page(f, plan, pages[p], work.ahead[p], work.pages[p], 0, out);
 }
 

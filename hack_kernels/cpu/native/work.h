@@ -34,7 +34,7 @@ static void make_plan(const Format& f, Plan& plan) {
 }
 
 constexpr int kMaxGroups = 8;
-constexpr int kBatch = 4;  // pages of a slice at a time, so that one page's chains of dependent steps overlap the next one's
+constexpr int kBatch = 2;  // pages of a slice at a time, so that one page's chains of dependent steps overlap the next one's
 
 // What a slice of rows holds for one page. Operands are bytes, bf16 or float32, by the way of computing.
 struct Operands {
@@ -47,19 +47,15 @@ struct Operands {
 
 struct Work {
   Operands pages[kBatch];
-  const uint8_t* next[kBatch];  // pages of the next batch, null where there is none
-  int64_t page_bytes;
+  int64_t ahead[kBatch];  // from each page to that of the next batch, 0 where there is none
   alignas(64) float folded[4 * (kMaxHeadDim + 16)];
   alignas(64) float offsets[kMaxHeadDim + 16];  // what `dequant` adds to the codes of a channel of K
 };
 
-// A quarter of page p of the next batch is asked for in each phase of page p of this one: more at once would stall the loads.
-INLINE void prefetch_quarter(const Work& work, int p, int quarter) {
-  if (const uint8_t* page = work.next[p]) {
-    const int64_t size = (work.page_bytes + 255) / 256 * 64, end = (quarter + 1) * size;
-    for (int64_t at = quarter * size; at < end && at < work.page_bytes; at += 64) __builtin_prefetch(page + at, 0, 3);
-  }
-}
+// While a line of a page is computed on, the same line of the page kBatch further on is asked for: evenly, since a burst of requests
+// fills the buffers of the core's misses and stalls it. `ahead` is the distance in bytes; without such a page it is 0, and
+// the request a hit that costs nothing.
+INLINE void prefetch(const uint8_t* line, int64_t ahead) { __builtin_prefetch(line + ahead, 0, 2); }
 
 // What a slice of rows has come to: w relative to 2**top.
 struct Rows {
