@@ -5,6 +5,7 @@ This file knows which HTTP headers go with an error and how a pydantic Validatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,10 +43,10 @@ def error_object(error: PackhorseError) -> dict[str, Any]:
 
 
 def error_response(error: PackhorseError) -> JSONResponse:
-    """`error` as a response with its own status. `x-should-retry` is what the OpenAI clients obey."""
+    """`error` as a response with its own status. OpenAI's clients obey `x-should-retry`, and `retry-after` in seconds."""
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retryable:
-        headers["retry-after"] = "1"
+        headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
     if isinstance(error, AuthenticationError):
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_object(error), status_code=error.status, headers=headers)

@@ -43,6 +43,8 @@ class SchedulerConfig(ProcessConfig):
     predictor: str = Field(default="none", description="what predicts output lengths, or none")
     max_queue: int = Field(default=1024, ge=1)
     queue_seconds: float = Field(default=120.0, gt=0)
+    shed: bool = Field(default=True, description="refuse jobs that are predicted to miss a deadline in the queue")
+    shed_ttft_seconds: float | None = Field(default=None, gt=0, description="also those whose token 1 would be later")
     reserve_seconds: float = Field(default=10.0, gt=0)
     prefill_seconds: float = Field(default=300.0, gt=0)
     decode_seconds: float = Field(default=3600.0, gt=0)

@@ -11,7 +11,7 @@
      |   +- BodyTimeoutError      408  the request's body took too long to arrive
      |   +- BodyTooLargeError     413  the request's body is over the gateway's limit
      |   +- ContentTypeError      415  the request's body is not JSON by its content type
-     +- OverloadedError           429  queue full (retry)
+     +- OverloadedError           429  queue full, or a wait beyond the deadline is predicted (retry, it says when)
      +- JobCancelledError         499  the client left
      +- WorkerLostError           502  a worker died while it held the job (retry)
      +- UnavailableError          503  no worker of a role, or no scheduler (retry)
@@ -29,18 +29,24 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+RETRY_SECONDS = 1.0  # where nothing is predicted
+
 
 class PackhorseError(Exception):
-    """Base of the tree. `code` is stable and machine-readable, `param` names the request field at fault."""
+    """Base of the tree. `code` is stable and machine-readable, `param` names the request field at fault.
+
+    `retry_after_seconds`: where it is `retryable`, when a retry may help.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: float = RETRY_SECONDS) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ConfigError(PackhorseError):
@@ -146,7 +152,9 @@ def _tree(root: type[PackhorseError]) -> list[type[PackhorseError]]:
     return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
 
 
-def from_code(code: str, message: str, param: str | None = None) -> PackhorseError:
+def from_code(
+    code: str, message: str, param: str | None = None, retry_after_seconds: float = RETRY_SECONDS
+) -> PackhorseError:
     """The error whose class has this `code`; an unknown code becomes a plain PackhorseError."""
     kinds = {kind.code: kind for kind in _tree(PackhorseError)}
-    return kinds.get(code, PackhorseError)(message, param=param)
+    return kinds.get(code, PackhorseError)(message, param=param, retry_after_seconds=retry_after_seconds)

@@ -57,6 +57,8 @@ HELP = {
     "restart": "start a process that died again",
     "scheduler": "address of the scheduler's control plane",
     "served_name": "name of the model towards clients; default: the model's",
+    "shed": "refuse jobs with 429 that are predicted to miss queue_seconds or shed_ttft_seconds",
+    "shed_ttft_seconds": "latest token 1: jobs that are predicted to miss it are refused with 429",
     "start_seconds": "time that everything gets to come up",
     "threads": "CPU threads of each worker",
     "token_bind": "address at which workers deliver tokens",

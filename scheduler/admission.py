@@ -1,23 +1,21 @@
-"""Whether a job may join the queue: some worker of each role must exist and be large enough, and the queue has an end."""
+"""Whether the cluster can hold a job at all: some worker of each role must exist and be large enough. Knows nothing of load."""
 
 from __future__ import annotations
 
-from packhorse.errors import ContextLengthError, OverloadedError, UnavailableError
+from packhorse.errors import ContextLengthError, UnavailableError
 from scheduler.jobs import TrackedJob
 from scheduler.workers import Workers
 from transport.messages import Role
 
 
-def check_admission(job: TrackedJob, workers: Workers, queued: int, max_queue: int) -> None:
-    """Raises UnavailableError (a role without workers), ContextLengthError (no worker could ever hold it), OverloadedError."""
+def check_admission(job: TrackedJob, workers: Workers) -> None:
+    """Raises UnavailableError (a role without workers), ContextLengthError (no worker could ever hold it)."""
     roles: tuple[Role, ...] = ("prefill", "decode") if job.needs_decode else ("prefill",)
     for role in roles:
         sizes = workers.sizes(role)
         if not sizes:
             raise UnavailableError(f"no {role} worker is registered")
         _check_size(job, role, sizes)
-    if queued >= max_queue:
-        raise OverloadedError(f"{queued} jobs are queued; the limit is {max_queue}")
 
 
 def _check_size(job: TrackedJob, role: Role, sizes: list[tuple[int, int]]) -> None:

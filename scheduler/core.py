@@ -298,13 +298,13 @@ class SchedulerCore:
         pages = pages_needed(job, layout) if layout is not None and job.sampling.max_tokens > 1 else 0
         tracked = TrackedJob(job, peer, pages, self._life.limits, now)
         try:
-            check_admission(tracked, self.workers, len(self.policy), self.config.max_queue)
+            check_admission(tracked, self.workers)
+            self._life.queue(tracked, now)
         except PackhorseError as error:
             self._refuse(peer, job, error)
             self.decisions.refused(job, error)
             self.totals[failed(error).label] += 1
             return
-        self._life.queue(tracked, now)
 
     def _refuse(self, peer: bytes, job: Job, error: PackhorseError) -> None:
         log.info("job %s refused: %s", job.job_id, error)

@@ -57,6 +57,11 @@ class Forecast:
         """The length is known."""
         return cls.made([output_tokens] * len(LEVELS), max_tokens, -float(output_tokens))
 
+    @property
+    def mean(self) -> float:
+        """Output tokens in the mean, nearly: of LEVELS, which stand for equal shares but for the tails."""
+        return sum(self.tokens) / len(self.tokens)
+
     def quantile(self, p: float) -> float:
         """Output tokens in all, linear between LEVELS, from 1 at level 0 to twice the highest of them at level 1."""
         if p in LEVELS:

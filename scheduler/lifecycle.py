@@ -13,10 +13,12 @@ from typing import Any
 
 from packhorse.config import SchedulerConfig
 from packhorse.errors import DeadlineError
+from scheduler.backlog import Backlog
 from scheduler.deadlines import Deadlines
 from scheduler.decisions import Decisions
 from scheduler.experience import Experience
 from scheduler.jobs import DONE, JobState, Outcome, StateSeconds, TrackedJob, failed
+from scheduler.overload import Overload
 from scheduler.placement import Pair, Placement
 from scheduler.policies import Policy
 from scheduler.preemption import Preemption
@@ -64,15 +66,19 @@ class Lifecycle:
             releasing=config.release_seconds,
         )
         self._workers, self._policy, self._placement, self._experience = workers, policy, placement, experience
+        self._backlog = Backlog(workers, experience.cost, experience.typical)
+        self._overload = Overload(config, policy, self._backlog, experience.typical)
         self._send = send
         self._deadlines = Deadlines()
 
     # ---- forward
 
     def queue(self, job: TrackedJob, now: float) -> None:
-        """The job is admitted."""
-        self.jobs[job.job_id] = job
+        """Admits the job, and sheds others for it. Raises OverloadedError: it is shed itself."""
         predicted_by = self._experience.forecast(job)
+        for other, error in self._overload.shed_for(job, now):
+            self.end(other, failed(error), now)
+        self.jobs[job.job_id] = job
         self.decisions.queued(job, predicted_by, self._policy.name, self._placement.name)
         self._policy.add(job, now)
         self.watch(job)
@@ -81,6 +87,10 @@ class Lifecycle:
         """Places the head of the queue, and the next one, as long as a pair fits; brings preempted jobs back before that."""
         if self.preemption.due:
             self.preemption.bring_back(self._startable_head(now), now)
+        self._place_while_there_is_room(now)
+        self._backlog.seen(now, waiting=len(self._policy) > 0)
+
+    def _place_while_there_is_room(self, now: float) -> None:
         while (job := self._policy.head(now)) is not None:
             pair = self._placement.choose(job, self._workers, now, len(self._policy))
             if pair is None:
@@ -91,6 +101,7 @@ class Lifecycle:
 
     def _place(self, job: TrackedJob, pair: Pair, now: float) -> None:
         self._policy.remove(job.job_id)
+        self._backlog.placed(job)
         job.place(pair.prefill.worker_id, pair.decode.worker_id if pair.decode is not None else "", now)
         job.expected_seconds = pair.seconds
         job.progress.run(now)

@@ -87,6 +87,14 @@ class Policy(ABC):
     def __len__(self) -> int:
         """Jobs in the queue."""
 
+    @abstractmethod
+    def queued(self) -> Iterable[TrackedJob]:
+        """All jobs in the queue, in order of arrival."""
+
+    @abstractmethod
+    def ahead(self, job: TrackedJob, now: float) -> Iterable[TrackedJob]:
+        """The queued jobs that would go before `job`, which is not queued, if it came now; later ones may still overtake it."""
+
     # ---- a decode worker
 
     @abstractmethod

@@ -12,12 +12,12 @@ and plans grow old after REVIEW_SECONDS. The paper swaps by ENST, the time until
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scheduler.jobs import TrackedJob
 from scheduler.policies.base import JobCost, Policy, Room, RunPlan, fill
-from scheduler.policies.queue import RankQueue
+from scheduler.policies.queue import Rank, RankQueue
 
 BASE_SECONDS = 0.010
 GROWTH = 2.0
@@ -64,7 +64,10 @@ class FastServe(Policy):
     # ---- the queue
 
     def add(self, job: TrackedJob, now: float) -> None:
-        self._queue.add(job, (float(self.join_level(self.cost.prefill_seconds(job.prompt_tokens))),))
+        self._queue.add(job, self._queue_rank(job))
+
+    def _queue_rank(self, job: TrackedJob) -> Rank:
+        return (float(self.join_level(self.cost.prefill_seconds(job.prompt_tokens))),)
 
     def remove(self, job_id: str) -> None:
         self._queue.remove(job_id)
@@ -74,6 +77,12 @@ class FastServe(Policy):
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def queued(self) -> Iterable[TrackedJob]:
+        return self._queue
+
+    def ahead(self, job: TrackedJob, now: float) -> Iterable[TrackedJob]:
+        return self._queue.ahead(self._queue_rank(job), now)
 
     # ---- a decode worker
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from scheduler.jobs import TrackedJob
 from scheduler.policies.base import JobCost, Policy, Room, RunPlan, fill
@@ -29,6 +29,12 @@ class Fcfs(Policy):
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def queued(self) -> Iterable[TrackedJob]:
+        return self._jobs.values()
+
+    def ahead(self, job: TrackedJob, now: float) -> Iterable[TrackedJob]:
+        return self._jobs.values()
 
     def plan(self, jobs: Sequence[TrackedJob], room: Room, now: float) -> RunPlan:
         return fill(sorted(jobs, key=_arrival), room, strict=True)

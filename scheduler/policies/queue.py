@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from scheduler.jobs import TrackedJob
 
@@ -62,6 +62,19 @@ class RankQueue:
         while self._heap and not self._is_valid(self._heap[0]):
             heapq.heappop(self._heap)
         return self._jobs[self._heap[0][2]][1] if self._heap else None
+
+    def __iter__(self) -> Iterator[TrackedJob]:
+        """All jobs, in order of arrival."""
+        return (job for _, job in self._jobs.values())
+
+    def ahead(self, rank: Rank, now: float) -> Iterator[TrackedJob]:
+        """Those that go before a job of that rank which came now."""
+        for rank_of, count, job_id in self._heap:
+            if not self._is_valid((rank_of, count, job_id)):
+                continue
+            _, job = self._jobs[job_id]
+            if rank_of <= rank or now - job.submitted_at >= self.max_wait_seconds:
+                yield job
 
     def _is_valid(self, entry: tuple[Rank, int, str]) -> bool:
         return self._jobs.get(entry[2], (0,))[0] == entry[1]

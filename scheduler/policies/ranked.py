@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from scheduler.jobs import TrackedJob
@@ -55,6 +55,12 @@ class RankedPolicy(Policy):
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def queued(self) -> Iterable[TrackedJob]:
+        return self._queue
+
+    def ahead(self, job: TrackedJob, now: float) -> Iterable[TrackedJob]:
+        return self._queue.ahead(self.queue_rank(job), now)
 
     # ---- a decode worker
 

@@ -38,7 +38,9 @@ def patient_config(**fields: Any) -> SchedulerConfig:
     `fields` win. Raises ConfigError for a field that is unknown or wrong.
     """
     never = {"queue_seconds": DAY_SECONDS, "prefill_seconds": DAY_SECONDS, "decode_seconds": DAY_SECONDS}
-    return build(SchedulerConfig, {**never, "max_queue": 1_000_000_000, "worker_timeout_seconds": 1e9, **fields})
+    return build(
+        SchedulerConfig, {**never, "max_queue": 1_000_000_000, "shed": False, "worker_timeout_seconds": 1e9, **fields}
+    )
 
 
 class Simulation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -259,6 +260,7 @@ async def test_prompt_and_completion_must_fit_the_context(client: httpx.AsyncCli
 
 FAILURES = [
     (OverloadedError("the queue is full"), 429, "rate_limit_error"),
+    (OverloadedError("it would be late", retry_after_seconds=17.2), 429, "rate_limit_error"),
     (WorkerLostError("decode-0 is gone"), 502, "server_error"),
     (DeadlineError("no worker in time"), 504, "server_error"),
     (ContextLengthError("too long for any worker", param="messages"), 400, "invalid_request_error"),
@@ -278,6 +280,8 @@ async def test_a_failure_before_the_first_token_has_its_status(
     assert error["type"] == kind
     assert error["param"] == failure.param
     assert response.headers["x-should-retry"] == str(failure.retryable).lower()
+    retry_after = str(math.ceil(failure.retry_after_seconds)) if failure.retryable else None
+    assert response.headers.get("retry-after") == retry_after
 
 
 async def test_a_failure_after_the_first_token_fails_a_whole_answer(

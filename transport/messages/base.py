@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from packhorse.errors import PackhorseError, from_code
+from packhorse.errors import RETRY_SECONDS, PackhorseError, from_code
 
 Role = Literal["prefill", "decode"]
 FinishReason = Literal["stop", "length"]
@@ -22,10 +22,12 @@ class ErrorInfo(Model):
     code: str
     message: str
     param: str | None = None
+    retry_after_seconds: float = RETRY_SECONDS
 
     @classmethod
     def of(cls, error: PackhorseError) -> ErrorInfo:
-        return cls(code=error.code, message=error.message, param=error.param)
+        retry = error.retry_after_seconds
+        return cls(code=error.code, message=error.message, param=error.param, retry_after_seconds=retry)
 
     def error(self) -> PackhorseError:
-        return from_code(self.code, self.message, self.param)
+        return from_code(self.code, self.message, self.param, self.retry_after_seconds)
