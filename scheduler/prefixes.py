@@ -1,7 +1,7 @@
-"""Which prompt pages a decode worker holds, as far as it has said: what placements may count as not to be sent.
+"""Which prompt pages each decode worker holds, as far as it has said: what placements may count as not to be sent.
 
 A hint, never a promise: reports come with heartbeats, and pages may be given up meanwhile. How many pages a job finds held is said by
-the worker's Reserved. Knows nothing of workers, jobs or messages.
+the worker's Reserved. Knows nothing of workers, but their ids, or of jobs and messages.
 """
 
 from __future__ import annotations
@@ -9,10 +9,40 @@ from __future__ import annotations
 from transport.page_digest import DIGEST_BYTES, PageDigests
 
 
-class HeldPrefixes:
-    """Empty, and False, until the worker reports pages."""
+class PrefixHolders:
+    """All workers' pages: who holds which. Empty, and False, until a worker reports pages."""
 
     def __init__(self) -> None:
+        self._holders: dict[bytes, set[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def add(self, digest: bytes, worker_id: str) -> None:
+        self._holders.setdefault(digest, set()).add(worker_id)
+
+    def discard(self, digest: bytes, worker_id: str) -> None:
+        holders = self._holders[digest]
+        holders.discard(worker_id)
+        if not holders:
+            del self._holders[digest]
+
+    def longest(self, digests: PageDigests) -> set[str]:
+        """Who holds the last page of a prompt that anybody holds together with those before; nobody where none holds the first."""
+        found: set[str] = set()
+        for page in range(len(digests)):
+            holders = self._holders.get(digests[page])
+            if holders is None:
+                break
+            found = holders
+        return found
+
+
+class HeldPrefixes:
+    """One worker's pages, which `holders` hears of too. Empty, and False, until the worker reports pages."""
+
+    def __init__(self, worker_id: str, holders: PrefixHolders) -> None:
+        self._worker_id, self._holders = worker_id, holders
         self._digests: set[bytes] = set()
 
     def __len__(self) -> int:
@@ -21,8 +51,18 @@ class HeldPrefixes:
     def change(self, added: bytes, gone: bytes) -> None:
         """Each is digests, joined. Raises ValueError when they are cut off, and changes nothing."""
         new, old = _split(added), _split(gone)
+        for digest in self._digests.intersection(old):
+            self._holders.discard(digest, self._worker_id)
         self._digests.difference_update(old)
+        for digest in new:
+            self._holders.add(digest, self._worker_id)
         self._digests.update(new)
+
+    def clear(self) -> None:
+        """The worker is gone."""
+        for digest in self._digests:
+            self._holders.discard(digest, self._worker_id)
+        self._digests.clear()
 
     def count(self, digests: PageDigests) -> int:
         """Of a prompt's pages, how many from the first are held."""

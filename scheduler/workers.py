@@ -13,8 +13,12 @@ from dataclasses import dataclass, field
 
 from packhorse.errors import ConfigError
 from scheduler.jobs import Swap, TrackedJob
-from scheduler.prefixes import HeldPrefixes
+from scheduler.prefixes import HeldPrefixes, PrefixHolders
 from transport.messages import KVLayout, Role, WorkerInfo, WorkerLoad, WorkerStatus
+
+MOST_HOLDERS = (
+    16  # of a prefix that are looked at; one that more workers hold is held by lightly loaded ones too, as a rule
+)
 
 
 def _ignore(_: str) -> None:
@@ -37,7 +41,11 @@ class Worker:
     reserved_pages: int = 0
     host_pages_used: int = 0
     jobs_out: int = 0
-    prefixes: HeldPrefixes = field(default_factory=HeldPrefixes)
+    holders: PrefixHolders = field(default_factory=PrefixHolders, repr=False)  # of the whole registry
+    prefixes: HeldPrefixes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prefixes = HeldPrefixes(self.worker_id, self.holders)
 
     @property
     def device_jobs(self) -> int:
@@ -136,6 +144,7 @@ class Workers:
         self._workers: dict[str, Worker] = {}
         self._sizes: Counter[tuple[Role, int, int]] = Counter()
         self._watches: list[set[str]] = []
+        self._holders = PrefixHolders()
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
@@ -171,6 +180,14 @@ class Workers:
         for watch in self._watches:
             watch.add(worker_id)
 
+    def prefix_holders(self, job: TrackedJob) -> list[Worker]:
+        """Who holds the longest prefix of the job's prompt that any worker holds, by id; nobody where that are more than MOST_HOLDERS."""
+        layout = self.layout if self._holders else None
+        if layout is None:
+            return []
+        ids = self._holders.longest(job.page_digests(layout))
+        return [self._workers[worker_id] for worker_id in sorted(ids)] if len(ids) <= MOST_HOLDERS else []
+
     @property
     def layout(self) -> KVLayout | None:
         """What all registered workers share; None while there is none."""
@@ -191,13 +208,14 @@ class Workers:
         """Registers it, with nothing on it. Raises ConfigError as `check`."""
         self.check(info)
         assert info.worker_id not in self._workers
-        worker = self._workers[info.worker_id] = Worker(info, peer, now, changed=self._changed)
+        worker = self._workers[info.worker_id] = Worker(info, peer, now, changed=self._changed, holders=self._holders)
         self._sizes[_size(info)] += 1
         self._changed(info.worker_id)
         return worker
 
     def remove(self, worker_id: str) -> None:
         worker = self._workers.pop(worker_id)
+        worker.prefixes.clear()
         self._sizes[_size(worker.info)] -= 1
         self._changed(worker_id)
 

@@ -16,7 +16,8 @@ A job may also wait for a place on a faster worker (`Patience`): a full decode w
 at which its jobs, halfway through their lives in the mean, end; a full prefill worker, in the order of its queue.
 
 Not all pairs are tried: within groups of workers of like size and speed the order by load is the order for any job, so the first of
-each group stands for it (where there are few groups the NEAREST), and of those the best BEST on both sides are paired.
+each group stands for it (where there are few groups the NEAREST), and of those the best BEST on both sides are paired. To them comes the
+best of the decode workers that hold the longest prefix of the prompt.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class PredictedCompletion(Placement):
 
     def _pair(self, job: TrackedJob) -> Pair | None:
         prefills = self._prefill_sides(job, self._near("prefill", job))
-        decodes = self._decode_sides(job, self._near("decode", job)) if job.needs_decode and prefills else []
+        decodes = self._near_decodes(job) if job.needs_decode and prefills else []
         if not prefills or (job.needs_decode and not decodes):
             return None
         best = self._best(job, prefills, decodes)
@@ -177,6 +178,13 @@ class PredictedCompletion(Placement):
             on_others = slowed + (seconds + slowed) * share
             found.append((seconds + on_others, worker_id, worker, 0.0, seconds, on_others))
         return [Side(*side) for side in sorted(found)[:BEST]]
+
+    def _near_decodes(self, job: TrackedJob) -> list[Side]:
+        """The best of those near, and of those that hold most of the prompt already, however they are loaded."""
+        near = self._near("decode", job)
+        holders = self._workers.prefix_holders(job) if self._workers is not None else []
+        others = [worker for worker in holders if worker not in near and worker.has_room_for(job)]
+        return self._decode_sides(job, near) + self._decode_sides(job, others)[:1]
 
     # ---- the groups
 

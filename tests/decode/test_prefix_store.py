@@ -8,7 +8,7 @@ import pytest
 
 from decode.prefix_report import MOST_DIGESTS, PrefixReport
 from decode.prefix_store import PrefixStore
-from scheduler.prefixes import HeldPrefixes
+from scheduler.prefixes import HeldPrefixes, PrefixHolders
 from transport.messages import PrefixChanges
 from transport.page_digest import DIGEST_BYTES
 
@@ -119,7 +119,7 @@ def test_a_new_listener_hears_of_everything_first_pages_first(store: PrefixStore
 @pytest.mark.parametrize("seed", range(10))
 def test_any_order_of_use_share_release_and_evict(seed: int) -> None:
     """The model: a tree of prompts; who uses which page; when each was last let go. Slots are numbered for ever."""
-    draw, store, known = random.Random(seed), PrefixStore(), HeldPrefixes()
+    draw, store, known = random.Random(seed), PrefixStore(), HeldPrefixes("d", PrefixHolders())
     held: dict[bytes, int] = {}  # digest -> slot
     jobs: list[tuple[list[bytes], int]] = []  # digests of the prompt, how many of them the job uses
     last_used: dict[bytes, int] = {}
@@ -161,7 +161,7 @@ def test_any_order_of_use_share_release_and_evict(seed: int) -> None:
         elif event == "report":
             apply(store.report.take("d"), known)
         elif event == "restart":
-            known = HeldPrefixes()
+            known = HeldPrefixes("d", PrefixHolders())
             store.restart_report()
         assert len(store) == len(held)
         for one in held:  # whatever is held can be reached from the prompt's first page
