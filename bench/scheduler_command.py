@@ -48,6 +48,7 @@ def scheduler(
     against_live: Annotated[
         bool, typer.Option("--against-live", help="a live cluster on the embedded model against its simulation")
     ] = False,
+    repeats: Annotated[int, typer.Option(help="with --against-live: how often")] = 3,
 ) -> None:
     """The live scheduler on simulated workers: JCT, TTFT, waits and goodput by policy, predictor, placement and load."""
     lists = {
@@ -58,7 +59,7 @@ def scheduler(
     with config_errors():
         if scale or against_live:
             _check_alone(scale and against_live, tuple(given))
-            _run_scale(json) if scale else _run_against_live(json)
+            _run_scale(json) if scale else _run_against_live(repeats, json)
             return
         single = {
             "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
@@ -83,10 +84,10 @@ def _run_scale(json: Path | None) -> None:
     _write(json, result)
 
 
-def _run_against_live(json: Path | None) -> None:
-    from bench.sim_live import print_live, run_live
+def _run_against_live(repeats: int, json: Path | None) -> None:
+    from bench.sim_live import LiveOptions, print_live, run_live
 
-    result = run_live()
+    result = run_live(LiveOptions(repeats=repeats))
     print_live(result, Console())
     _write(json, result)
 

@@ -1,18 +1,18 @@
-"""`bench scheduler --against-live`: a live cluster on the embedded model, and its simulation with costs fitted beforehand.
+"""`bench scheduler --against-live`: a live cluster on the embedded model, and its simulation with costs fitted to other requests.
 
-The cluster serves a calibration part before and after the workload (one request at a time, and several), from which prefill, step,
-shipping and the time that every request spends outside of workers are fitted. The simulator then plays the workload's requests at
-the same times. What the simulator does not know: that all processes share this machine's cores.
+One repeat serves the workload in parts, and a calibration part before, between and after them: other requests of the same kind at the same
+rate, so that what the processes take from each other on shared cores, and what other work takes from them just then, is in the fit. The
+simulator then plays the workload's requests at the same times. Knows nothing of how costs are fitted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,17 @@ from bench.load import run_load
 from bench.machine import describe_machine
 from bench.metrics import spread
 from bench.record import RequestRecord
+from bench.sim_fit import Fit, Part, fit_costs
 from bench.synthetic import story_prompts
 from bench.workload import PlannedRequest
 from packhorse.config import DecodeConfig, PrefillConfig
-from packhorse.errors import PackhorseError
+from packhorse.errors import ConfigError, PackhorseError
 from packhorse.launcher import ClusterConfig, LocalCluster
-from scheduler.cost import DEFAULT_PRIOR, WorkerPrior, fit_relative
+from scheduler.cost import WorkerPrior
 from scheduler.planner import read_shape
 from scheduler.simulator import (
     Arrivals,
+    Records,
     SimCluster,
     Simulation,
     SimWorkerSpec,
@@ -41,29 +43,34 @@ from scheduler.simulator import (
     saturation_rate,
 )
 
-BEFORE, AFTER = ((1, 24), (4, 32), (12, 48)), ((4, 32),)  # (concurrency, requests) of the calibration's rounds
-_UNQUEUED = 4  # the highest concurrency at which prompts seldom wait for each other on the prefill worker
 WARM_UP = 6
-_NO_PRIOR = 1e-3  # weight of the prior in the fits: its scale alone counts
+FULL, FULL_REQUESTS = 12, 60  # requests at once, and in all, of the closed loop from which the rate follows
+_APART_SECONDS = 60.0  # between two parts in the simulation: all of one has ended before the next, as it has live
 _LOOPBACK_BYTES_PER_SECOND = 1e9
+Serve = Callable[[int, int, list[float], int | None], Awaitable[list[RequestRecord]]]
 
 
 @dataclass(frozen=True)
 class LiveOptions:
-    """`load` is a fraction of the saturation of the fitted simulation."""
+    """`load` is a fraction of the saturation of the fitted simulation; `requests` are those of one repeat's workload.
+
+    They are served in `parts`; before, between and after them run parts of `calibration` requests.
+    """
 
     requests: int = 200
+    repeats: int = 3
+    parts: int = 4
+    calibration: int = 50
     load: float = 0.6
     seed: int = 1
     kv_format: str = "k4v2"
 
-
-@dataclass(frozen=True)
-class Fit:
-    """`cost` of the workers; `overhead_seconds` is what a request takes beside them: gateway, scheduler, sockets."""
-
-    cost: WorkerPrior
-    overhead_seconds: float
+    def __post_init__(self) -> None:
+        for name in ("repeats", "parts", "calibration"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is less than 1", param=name)
+        if self.requests < self.parts:
+            raise ConfigError(f"requests={self.requests} are fewer than parts={self.parts}", param="requests")
 
 
 def run_live(options: LiveOptions | None = None) -> dict[str, Any]:
@@ -84,26 +91,56 @@ async def _measure(url: str, options: LiveOptions) -> dict[str, Any]:
             async def send_one(request: PlannedRequest, record: RequestRecord) -> None:
                 await send(client, target, request, record, now)
 
-            records = await run_load(plan, arrivals, send_one, now, concurrency=concurrency)
-            return _all_well(records)
+            return _all_well(await run_load(plan, arrivals, send_one, now, concurrency=concurrency))
 
         await serve(WARM_UP, 1000, [0.0] * WARM_UP, 2)
-        rounds = [(each, await serve(count, 1001 + each, [0.0] * count, each)) for each, count in BEFORE]
-        first = sim_cluster(fit_costs(rounds).cost)
-        rate = options.load * saturation_rate(first, workload_of(rounds[-1][1]), options.kv_format)
-        arrivals = renewal_arrivals(options.requests, rate, 1.0, options.seed)
-        records = await serve(options.requests, options.seed, arrivals, None)
-        rounds += [(each, await serve(count, 2001 + each, [0.0] * count, each)) for each, count in AFTER]
-    fit = fit_costs(rounds)
-    predicted = simulate(sim_cluster(fit.cost), records, fit, options.kv_format)
-    measured = [record.jct for record in records if record.jct is not None]
+        full = await serve(FULL_REQUESTS, 1001, [0.0] * FULL_REQUESTS, FULL)
+        rate = options.load * _saturation(full, options.kv_format)
+        repeats = [await _repeat(serve, rate, options, options.seed + i) for i in range(options.repeats)]
+    errors = [repeat["error"] for repeat in repeats]
     return {
         "machine": describe_machine(),
         "options": asdict(options),
-        "fit": asdict(fit),
         "requests_per_second": rate,
+        "repeats": repeats,
+        "mean_error": fmean(errors),
+        "worst_error": max(errors, key=abs),
+    }
+
+
+def _saturation(full: Part, kv_format: str) -> float:
+    """Of the simulation that a closed loop's records lead to, requests per second."""
+    cost = fit_costs([full], lambda _: 0.0).cost
+    return saturation_rate(sim_cluster(cost), workload_of([full]), kv_format)
+
+
+async def _repeat(serve: Serve, rate: float, options: LiveOptions, seed: int) -> dict[str, Any]:
+    """The workload of `seed` in parts, each between two of calibration, and what is predicted of it."""
+
+    async def part(count: int, number: int) -> list[RequestRecord]:
+        own = 1000 * seed + number
+        return await serve(count, own, renewal_arrivals(count, rate, 1.0, own), None)
+
+    sizes = [len(piece) for piece in np.array_split(np.arange(options.requests), options.parts)]
+    calibration, workload = [await part(options.calibration, 500)], []
+    for number, size in enumerate(sizes):
+        workload.append(await part(size, number))
+        calibration.append(await part(options.calibration, 501 + number))
+    fit = fit_costs(calibration, lambda cost: fmean(_ttft(simulate(sim_cluster(cost), calibration, options.kv_format))))
+    return compare(workload, fit, options.kv_format)
+
+
+def compare(workload: Sequence[Part], fit: Fit, kv_format: str) -> dict[str, Any]:
+    """Measured and predicted, with the relative error of the mean JCT."""
+    played = simulate(sim_cluster(fit.cost), workload, kv_format)
+    measured = [record.jct for part in workload for record in part if record.jct is not None]
+    predicted = [end - begin + fit.overhead_seconds for begin, end in zip(played.arrived, played.ended, strict=True)]
+    return {
+        "fit": asdict(fit),
         "measured_jct_seconds": spread(measured),
         "predicted_jct_seconds": spread(predicted),
+        "measured_ttft_seconds": spread([r.ttft for part in workload for r in part if r.ttft is not None]),
+        "predicted_ttft_seconds": spread([seconds + fit.overhead_seconds for seconds in _ttft(played)]),
         "error": float(np.mean(predicted) / np.mean(measured) - 1),
     }
 
@@ -115,64 +152,8 @@ def _all_well(records: list[RequestRecord]) -> list[RequestRecord]:
     return sorted(records, key=lambda record: record.scheduled)
 
 
-def fit_costs(rounds: Sequence[tuple[int, Sequence[RequestRecord]]]) -> Fit:
-    """From calibration rounds, (concurrency, records), the first of them with one request at a time."""
-    unqueued = [r for concurrency, records in rounds if concurrency <= _UNQUEUED for r in records if r.kv_transfer]
-    prompts = np.array([record.prompt_tokens or 1 for record in unqueued], dtype=np.float64)
-    prefill = np.array([_prefill_seconds(record) for record in unqueued])
-    features = np.stack([np.ones_like(prompts), prompts, prompts**2], axis=1)
-    rows = [row for _, records in rounds for row in step_samples(records)]
-    steps, seconds = np.array([row[:3] for row in rows]), np.array([row[3] for row in rows])
-    a, b, c = fit_relative(features, prefill, _even(features, prefill), _NO_PRIOR)
-    d, e, f = fit_relative(steps, seconds, _even(steps, seconds), _NO_PRIOR)
-    alone = [record for record in rounds[0][1] if record.kv_transfer and len(record.chunk_times) > 2]
-    latency = max(0.0, median(record.itl[0] - median(record.itl[1:]) for record in alone))
-    beside = median(_sent_to_first(record) - _prefill_seconds(record) for record in alone)
-    return Fit(WorkerPrior((a, b, c), (d, e, f), (latency, DEFAULT_PRIOR.transfer[1])), max(0.0, beside))
-
-
-def _prefill_seconds(record: RequestRecord) -> float:
-    assert record.kv_transfer is not None
-    return float(record.kv_transfer["prefill_seconds"])
-
-
-def _sent_to_first(record: RequestRecord) -> float:
-    """In a closed loop a request waits for its turn before it is sent."""
-    assert record.first_token is not None
-    assert record.sent is not None
-    return record.first_token - record.sent
-
-
-def step_samples(records: Sequence[RequestRecord]) -> list[tuple[float, float, float, float]]:
-    """(1, mean context of the batch, mean batch, mean seconds of a step) over each request's life from the second token on.
-
-    Between the first two tokens lies shipping.
-    """
-    spans = [
-        (
-            record.chunk_times[1],
-            record.chunk_times[-1],
-            (record.prompt_tokens or 0) + record.completion_tokens / 2,
-            record,
-        )
-        for record in records
-        if len(record.chunk_times) > 8
-    ]
-    samples = []
-    for begin, end, _, record in spans:
-        if end <= begin:
-            continue
-        shares = [(max(0.0, min(end, e) - max(begin, b)) / (end - begin), context) for b, e, context, _ in spans]
-        batch = sum(share for share, _ in shares)
-        context = sum(share * tokens for share, tokens in shares)
-        samples.append((1.0, context, batch, (end - begin) / (record.completion_tokens - 2)))
-    return samples
-
-
-def _even(features: np.ndarray[Any, Any], seconds: np.ndarray[Any, Any]) -> list[float]:
-    """A prior in which each term explains the same share of the times."""
-    typical = np.median(seconds) / np.median(features, axis=0) / features.shape[1]
-    return [float(value) for value in typical]
+def _ttft(played: Records) -> list[float]:
+    return [first - begin for begin, first in zip(played.arrived, played.first_token, strict=True)]
 
 
 def sim_cluster(cost: WorkerPrior) -> SimCluster:
@@ -194,30 +175,45 @@ def sim_cluster(cost: WorkerPrior) -> SimCluster:
     )
 
 
-def workload_of(records: Sequence[RequestRecord]) -> Workload:
+def workload_of(parts: Sequence[Part]) -> Workload:
+    records = [record for part in parts for record in part]
     output = [record.completion_tokens for record in records]
     return Workload("live", [record.prompt_tokens or 1 for record in records], output, [r.max_tokens for r in records])
 
 
-def simulate(cluster: SimCluster, records: Sequence[RequestRecord], fit: Fit, kv_format: str) -> list[float]:
-    """The predicted JCT of each request, in order of arrival."""
-    times = [record.scheduled for record in records]
-    played = Simulation(cluster, workload_of(records), Arrivals(times), kv_format=kv_format).run()
-    return [end - begin + fit.overhead_seconds for begin, end in zip(played.arrived, played.ended, strict=True)]
+def simulate(cluster: SimCluster, parts: Sequence[Part], kv_format: str) -> Records:
+    """The parts one after the other, each at its own times."""
+    times: list[float] = []
+    for part in parts:
+        start = times[-1] + _APART_SECONDS if times else 0.0
+        times += [start + record.scheduled for record in part]
+    return Simulation(cluster, workload_of(parts), Arrivals(times), kv_format=kv_format).run()
 
 
 def print_live(result: dict[str, Any], console: Console) -> None:
-    measured, predicted = result["measured_jct_seconds"], result["predicted_jct_seconds"]
-    cost = result["fit"]["cost"]
-    for line in (
-        f"{result['options']['requests']} requests at {result['requests_per_second']:.2f}/s on the embedded model, "
-        f"{result['options']['kv_format']} pages, one prefill and one decode worker",
-        f"mean JCT  measured {measured['mean']:.3f} s, predicted {predicted['mean']:.3f} s ({result['error']:+.1%})",
-        f"p50       measured {measured['p50']:.3f} s, predicted {predicted['p50']:.3f} s",
-        f"p99       measured {measured['p99']:.3f} s, predicted {predicted['p99']:.3f} s",
-        "fitted    prefill {:.2g} + {:.2g} n + {:.2g} n²; step {:.2g} + {:.2g} context + {:.2g} batch; ".format(
-            *cost["prefill"], *cost["decode"]
-        )
-        + f"shipping {cost['transfer'][0]:.2g} s; beside workers {result['fit']['overhead_seconds']:.2g} s",
-    ):
+    options = result["options"]
+    lines = [
+        f"{options['requests']} requests at {result['requests_per_second']:.2f}/s on the embedded model, "
+        f"{options['kv_format']} pages, one prefill and one decode worker, {options['repeats']} times",
+        *(_repeat_line(repeat) for repeat in result["repeats"]),
+        f"error of the mean JCT: {result['mean_error']:+.1%} in the mean, {result['worst_error']:+.1%} at worst",
+    ]
+    for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def _repeat_line(repeat: dict[str, Any]) -> str:
+    def pair(what: str, key: str) -> str:
+        measured, predicted = repeat[f"measured_{what}_seconds"][key], repeat[f"predicted_{what}_seconds"][key]
+        return f"{measured:.3f} s ({predicted:.3f})"
+
+    fitted = (
+        "prefill {:.2g} + {:.2g} n + {:.2g} n²; step {:.2g} + {:.2g} context + {:.2g} batch; shipping {:.2g} s".format(
+            *repeat["fit"]["cost"]["prefill"], *repeat["fit"]["cost"]["decode"], repeat["fit"]["cost"]["transfer"][0]
+        )
+    )
+    return (
+        f"measured (predicted): mean JCT {pair('jct', 'mean')} {repeat['error']:+.1%}, p50 {pair('jct', 'p50')}, "
+        f"p99 {pair('jct', 'p99')}, mean TTFT {pair('ttft', 'mean')}\n"
+        f"    fitted: {fitted}; beside workers {repeat['fit']['overhead_seconds']:.2g} s"
+    )

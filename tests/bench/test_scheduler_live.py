@@ -8,9 +8,13 @@ import pytest
 from rich.console import Console
 
 from bench.record import RequestRecord
-from bench.sim_live import LiveOptions, fit_costs, print_live, run_live, sim_cluster, simulate, workload_of
+from bench.sim_fit import Fit, fit_costs
+from bench.sim_live import LiveOptions, compare, print_live, run_live, sim_cluster, simulate, workload_of
+from packhorse.errors import ConfigError
+from scheduler.cost import WorkerPrior
 
 PREFILL, STEP, SHIP, BESIDE = (0.003, 2e-4), (0.004, 0.0015), 0.02, 0.01
+COST = WorkerPrior((0.003, 2e-4, 0.0), (0.004, 0.0, 0.0015), (0.02, 4e-10))
 
 
 def made(count: int, concurrency: int, seed: int) -> list[RequestRecord]:
@@ -22,10 +26,10 @@ def made(count: int, concurrency: int, seed: int) -> list[RequestRecord]:
         prefill = PREFILL[0] + PREFILL[1] * prompt
         first = free[slot] + BESIDE + prefill
         step = STEP[0] + STEP[1] * concurrency
-        times = [first, *(first + SHIP + step * (i + 1) for i in range(output - 1))]
+        times = [first, *(first + SHIP + step * (i + 1.5) for i in range(output - 1))]
         records.append(
             RequestRecord(
-                index, 0.0, output, sent=free[slot], first_token=first, last_token=times[-1], finished=times[-1],
+                index, free[slot], output, sent=free[slot], first_token=first, last_token=times[-1], finished=times[-1],
                 chunk_times=times, prompt_tokens=prompt, completion_tokens=output, status="ok",
                 kv_transfer={"prefill_seconds": prefill},
             )
@@ -35,7 +39,9 @@ def made(count: int, concurrency: int, seed: int) -> list[RequestRecord]:
 
 
 def test_costs_are_found_again() -> None:
-    fit = fit_costs([(1, made(24, 1, 0)), (4, made(40, 4, 1)), (8, made(64, 8, 2))])
+    parts = [made(24, 1, 0), made(40, 4, 1), made(64, 8, 2)]
+    alone = sum(PREFILL[0] + PREFILL[1] * (r.prompt_tokens or 0) for part in parts for r in part) / 128
+    fit = fit_costs(parts, lambda cost: alone)
     a, b, c = fit.cost.prefill
     assert a + b * 200 + c * 200**2 == pytest.approx(PREFILL[0] + PREFILL[1] * 200, rel=0.05)
     a, b, c = fit.cost.decode
@@ -45,19 +51,57 @@ def test_costs_are_found_again() -> None:
     assert fit.overhead_seconds == pytest.approx(BESIDE, rel=0.01)
 
 
+def test_what_is_slow_at_times_is_in_the_mean() -> None:
+    """One step in ten takes ten times as long; a robust fit would leave that out."""
+    part = made(40, 1, 0)
+    step = STEP[0] + STEP[1]
+    for index, record in enumerate(part):
+        slower = 10.0 if index % 10 == 0 else 1.0
+        first = record.chunk_times[1]
+        record.chunk_times[1:] = [first + slower * step * i for i in range(len(record.chunk_times) - 1)]
+    apart = [[record] for record in part]
+    a, b, c = fit_costs(apart, lambda cost: 0.0).cost.decode
+    total = sum((record.chunk_times[-1] - record.chunk_times[1]) for record in part)
+    fitted = sum(
+        (a + b * ((r.prompt_tokens or 0) + r.completion_tokens / 2) + c) * (r.completion_tokens - 2) for r in part
+    )
+    assert fitted == pytest.approx(total, rel=0.1)
+
+
+def test_records_without_a_step_or_a_prefill_cannot_be_fitted() -> None:
+    (record,) = made(1, 1, 0)
+    record.chunk_times = record.chunk_times[:2]
+    with pytest.raises(ValueError, match="tokens"):
+        fit_costs([[record]], lambda cost: 0.0)
+    record.kv_transfer = None
+    with pytest.raises(ValueError, match="prefill"):
+        fit_costs([[record]], lambda cost: 0.0)
+
+
 def test_a_request_alone_is_predicted_as_it_was() -> None:
-    rounds = [(1, made(24, 1, 0)), (4, made(40, 4, 1))]
-    fit, records = fit_costs(rounds), made(12, 1, 3)
-    for record in records:
-        record.scheduled = record.sent or 0.0
-    predicted = simulate(sim_cluster(fit.cost), records, fit, "k4v2")
-    measured = [record.jct for record in records]
-    assert sum(predicted) == pytest.approx(sum(measured), rel=0.1)
-    assert len(workload_of(records)) == 12
+    parts = [made(6, 1, 3), made(6, 1, 4)]
+    result = compare(parts, Fit(COST, BESIDE), "k4v2")
+    assert abs(result["error"]) < 0.1
+    assert result["predicted_ttft_seconds"]["mean"] == pytest.approx(result["measured_ttft_seconds"]["mean"], rel=0.05)
+    assert len(workload_of(parts)) == 12
+
+
+def test_parts_do_not_meet_in_the_simulation() -> None:
+    part = made(6, 1, 3)
+    alone = simulate(sim_cluster(COST), [part], "k4v2")
+    both = simulate(sim_cluster(COST), [part, part], "k4v2")
+    jct = [end - begin for begin, end in zip(both.arrived, both.ended, strict=True)]
+    assert jct == pytest.approx([end - begin for begin, end in zip(alone.arrived, alone.ended, strict=True)] * 2)
+
+
+@pytest.mark.parametrize(("field", "said"), [({"repeats": 0}, "repeats=0"), ({"requests": 3}, "requests=3")])
+def test_options_that_leave_nothing_to_measure_are_refused(field: dict[str, int], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        LiveOptions(**field)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
 def test_a_live_cluster_is_measured_and_simulated() -> None:
-    result = run_live(LiveOptions(requests=30))
-    assert abs(result["error"]) < 1.0  # a busy machine; how near it is, is the benchmark's to say
+    result = run_live(LiveOptions(requests=16, repeats=1, parts=2, calibration=12))
+    assert abs(result["worst_error"]) < 1.0  # a busy machine; how near it is, is the benchmark's to say
     print_live(result, Console(quiet=True))
