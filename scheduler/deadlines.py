@@ -14,6 +14,7 @@ class Deadlines:
     def __init__(self) -> None:
         self._times: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []  # void where `_times` says otherwise
+        self._most = _FEW  # entries, until the void ones are thrown away
 
     def __len__(self) -> int:
         """Jobs that have one."""
@@ -23,9 +24,10 @@ class Deadlines:
         """The job is overdue at `time`, and not at what was set before."""
         self._times[job_id] = time
         heapq.heappush(self._heap, (time, job_id))
-        if len(self._heap) > 2 * len(self._times) + _FEW:
+        if len(self._heap) > self._most:
             self._heap = [(at, job) for job, at in self._times.items()]
             heapq.heapify(self._heap)
+            self._most = 2 * len(self._heap) + _FEW
 
     def forget(self, job_id: str) -> None:
         """The job has none any more; an unknown one changes nothing."""

@@ -143,6 +143,7 @@ class Workers:
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
         self._sizes: Counter[tuple[Role, int, int]] = Counter()
+        self._sizes_of: dict[Role, list[tuple[int, int]]] = {"prefill": [], "decode": []}
         self._watches: list[set[str]] = []
         self._holders = PrefixHolders()
 
@@ -168,7 +169,7 @@ class Workers:
 
     def sizes(self, role: Role) -> list[tuple[int, int]]:
         """The different (max_context_tokens, capacity_pages) among the workers of a role; empty without any."""
-        return [(context, pages) for (of, context, pages), count in self._sizes.items() if of == role and count]
+        return self._sizes_of[role]
 
     def watch(self) -> set[str]:
         """A set that gets the id of every worker that is added, removed or changed; all that are here are in it. The caller empties it."""
@@ -209,23 +210,24 @@ class Workers:
         self.check(info)
         assert info.worker_id not in self._workers
         worker = self._workers[info.worker_id] = Worker(info, peer, now, changed=self._changed, holders=self._holders)
-        self._sizes[_size(info)] += 1
+        self._count_size(info, 1)
         self._changed(info.worker_id)
         return worker
 
     def remove(self, worker_id: str) -> None:
         worker = self._workers.pop(worker_id)
         worker.prefixes.clear()
-        self._sizes[_size(worker.info)] -= 1
+        self._count_size(worker.info, -1)
         self._changed(worker_id)
+
+    def _count_size(self, info: WorkerInfo, sign: int) -> None:
+        self._sizes[info.role, info.max_context_tokens, info.capacity_pages] += sign
+        counts = self._sizes.items()
+        self._sizes_of[info.role] = [(context, pages) for (of, context, pages), n in counts if of == info.role and n]
 
     def silent(self, since: float) -> list[Worker]:
         """Those last heard before `since`."""
         return [worker for worker in self._workers.values() if worker.seen_at < since]
-
-
-def _size(info: WorkerInfo) -> tuple[Role, int, int]:
-    return info.role, info.max_context_tokens, info.capacity_pages
 
 
 def _differences(theirs: KVLayout, ours: KVLayout) -> str:

@@ -39,6 +39,7 @@ class Placement(ABC):
         self._changed: set[str] = set()
         self._groups: dict[Role, Groups] = {"prefill": Groups(), "decode": Groups()}
         self._full: dict[Role, Groups] = {"prefill": Groups(), "decode": Groups()}  # all places taken; kept if `waits`
+        self._roles: dict[str, Role] = {}  # as the workers are sorted in
         self.now, self.queued, self.waiting = 0.0, 1, False
 
     def choose(self, job: TrackedJob, workers: Workers, now: float = 0.0, queued: int = 1) -> Pair | None:
@@ -76,17 +77,23 @@ class Placement(ABC):
             self._workers, self._changed = workers, workers.watch()
             self._groups = {"prefill": Groups(), "decode": Groups()}
             self._full = {"prefill": Groups(), "decode": Groups()}
+            self._roles = {}
         while self._changed:
             worker_id = self._changed.pop()
             worker = workers.get(worker_id)
-            for role, groups in self._groups.items():
-                if worker is None or worker.info.role != role:
-                    groups.discard(worker_id)
-                    self._full[role].discard(worker_id)
-                else:
-                    self._sort_in(worker)
-            if worker is None:
-                self._left(worker_id)
+            known = self._roles.get(worker_id)
+            if known is not None and (worker is None or worker.info.role != known):
+                self._take_out(worker_id, known)
+            if worker is not None:
+                self._roles[worker_id] = worker.info.role
+                self._sort_in(worker)
+
+    def _take_out(self, worker_id: str, role: Role) -> None:
+        """No worker of this id has the role any more."""
+        self._groups[role].discard(worker_id)
+        self._full[role].discard(worker_id)
+        del self._roles[worker_id]
+        self._left(worker_id)
 
     def _sort_in(self, worker: Worker) -> None:
         role = worker.info.role
