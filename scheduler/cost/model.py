@@ -80,7 +80,7 @@ class CostModel:
         self.fleet = FleetErrors()
         self._default = default
         self._workers: dict[str, WorkerCost] = {}
-        self._links: dict[tuple[str, str], LinkTime] = {}
+        self._links: dict[str, dict[str, LinkTime]] = {}  # by prefill worker, then by decode worker
 
     def add(self, worker_id: str, prior: WorkerPrior | None = None) -> WorkerCost:
         """A worker that starts from `prior` (default: the model's); what was known of the id is dropped."""
@@ -94,22 +94,25 @@ class CostModel:
     def forget(self, worker_id: str) -> None:
         """Drops the worker and its links; an unknown id changes nothing."""
         if self._workers.pop(worker_id, None) is not None:
-            self._links = {pair: link for pair, link in self._links.items() if worker_id not in pair}
+            self._links.pop(worker_id, None)
+            for links in self._links.values():
+                links.pop(worker_id, None)
 
     def transfer_seconds(self, prefill_worker: str, decode_worker: str, num_bytes: int) -> float:
-        link = self._links.get((prefill_worker, decode_worker)) or self.worker(prefill_worker).transfer
-        a, b = link.coefficients
+        links = self._links.get(prefill_worker)
+        link = links.get(decode_worker) if links is not None else None
+        a, b = (link or self.worker(prefill_worker).transfer).coefficients
         return a + b * num_bytes
 
     def observe_transfer(self, prefill_worker: str, decode_worker: str, num_bytes: int, seconds: float) -> None:
         """A measured transfer: it counts for the pair and for the prefill worker."""
         known = self.worker(prefill_worker).transfer
-        before, link = known.coefficients, self._links.get((prefill_worker, decode_worker))
+        before, links = known.coefficients, self._links.setdefault(prefill_worker, {})
         predicted = self.transfer_seconds(prefill_worker, decode_worker, num_bytes)
         if known.observe((1, num_bytes), seconds, predicted):
-            if link is None:
-                link = self._links[prefill_worker, decode_worker] = LinkTime(before)
-            link.observe(num_bytes, seconds)
+            if decode_worker not in links:
+                links[decode_worker] = LinkTime(before)
+            links[decode_worker].observe(num_bytes, seconds)
 
     def errors(self) -> Iterator[tuple[str, str, ErrorSummary]]:
         """(worker id, prefill | decode | transfer | host, summary) of everything that was ever observed, for metrics."""

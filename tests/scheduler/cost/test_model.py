@@ -62,6 +62,19 @@ def test_a_forgotten_worker_starts_again_from_the_prior() -> None:
     assert list(cost.errors()) == []
 
 
+def test_forgetting_a_worker_leaves_the_links_of_others() -> None:
+    cost = CostModel(PRIOR)
+    for prefill in ("p", "q"):
+        for decode in ("d", "e"):
+            for _ in range(20):
+                cost.observe_transfer(prefill, decode, 10**9, 3.0)
+    cost.forget("q")
+    cost.forget("e")
+    assert cost.transfer_seconds("p", "d", 10**9) == pytest.approx(3.0, rel=0.02)
+    assert cost.transfer_seconds("p", "e", 10**9) == pytest.approx(3.0, rel=0.1), "what the prefill worker saw"
+    assert cost.transfer_seconds("q", "d", 10**9) == pytest.approx(1.001)
+
+
 def test_errors_are_of_predictions_made_before_the_sample_was_known() -> None:
     cost = CostModel(PRIOR)
     cost.worker("p").observe_prefill(1000, 0.222)
