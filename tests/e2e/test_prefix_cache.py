@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
+import xxhash
 
 from decode.worker import DecodeWorker
 from packhorse.config import DecodeConfig
@@ -228,3 +231,19 @@ async def test_a_worker_whose_held_pages_are_wrong_fails_the_job_and_not_its_ans
 
 def _claim(message: object, held_pages: int) -> object:
     return message.model_copy(update={"held_pages": held_pages}) if hasattr(message, "held_pages") else message
+
+
+async def test_pages_of_a_corrupt_stream_serve_nobody(system: MakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, sums = _prompt(300), itertools.count(1)
+    right = xxhash.xxh3_64_intdigest
+
+    def fifth_is_wrong(payload: memoryview) -> int:
+        return right(payload) ^ (next(sums) == 5)
+
+    async with system() as s:
+        monkeypatch.setattr("transport.sender.xxhash", SimpleNamespace(xxh3_64_intdigest=fifth_is_wrong))
+        with pytest.raises(PackhorseError, match="checksum does not match"):
+            await s.client.run(prompt, max_tokens=5)
+        await s.client.until_idle()
+        assert s.decodes[0].load().pages_cached == 0
+        assert _stats(await s.client.run(prompt, max_tokens=5)).bytes_held == 0
