@@ -223,4 +223,4 @@ def predictors(
 
 
 app.command(cls=ManyValuesCommand)(scheduler)
-app.command("prefix-cache")(prefix_cache)
+app.command("prefix-cache", cls=ManyValuesCommand)(prefix_cache)

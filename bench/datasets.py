@@ -107,6 +107,11 @@ def load_dataset(path: Path, count: int, builder: RequestBuilder) -> list[Planne
     return requests
 
 
+def rows_of(path: Path) -> Iterator[tuple[int, Row]]:
+    """(line, object) of every request in a JSONL file. Raises DatasetError for a file that is missing or malformed."""
+    return ((line, row) for line, row, _ in _read_jsonl(path))
+
+
 def repeat(requests: list[PlannedRequest], count: int) -> list[PlannedRequest]:
     """`count` requests: the list again and again."""
     return [requests[i % len(requests)] for i in range(count)]
