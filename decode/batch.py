@@ -31,6 +31,12 @@ class DecodeSequence:
     num_tokens: int
     generated: int = 1
 
+    @property
+    def pauses(self) -> bool:
+        """Whether its declared tool pause begins after its newest token."""
+        pause = self.job.tool_pause
+        return pause is not None and self.generated == pause.after_tokens
+
 
 @dataclass
 class DecodeBatch:

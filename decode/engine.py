@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,7 +24,8 @@ from transport.messages import TokenOutput
 
 @dataclass(frozen=True)
 class Step:
-    """What one step yields: a token per job, and the jobs that failed in it. Finished and failed jobs have left the batch.
+    """What one step yields: a token per job, the jobs that failed in it, and those whose tool pause begins. All but the jobs that go on
+    have left the batch.
 
     `context_tokens` are those that all sequences of the batch held together.
     """
@@ -33,6 +34,7 @@ class Step:
     failed: list[tuple[DecodeSequence, PackhorseError]]
     seconds: float
     context_tokens: int = 0
+    paused: list[DecodeSequence] = field(default_factory=list)
 
 
 class DecodeEngine:
@@ -75,9 +77,10 @@ class DecodeEngine:
         logits = self._model.forward(batch.tokens, batch.positions, batch, batch.logits_at)
         sampled, failed = _sample(sequences, logits)
         outputs = [(sequence, self._advance(sequence, token)) for sequence, token in sampled]
-        for sequence, _ in failed:
+        paused = [sequence for sequence, output in outputs if sequence.pauses and output.finish_reason is None]
+        for sequence in [*paused, *(sequence for sequence, _ in failed)]:
             del self._running[sequence.job.job_id]
-        step = Step(outputs, failed, time.monotonic() - started, context_tokens)
+        step = Step(outputs, failed, time.monotonic() - started, context_tokens, paused)
         self._loop.call_soon_threadsafe(self._emit, step)
         return bool(self._running)
 

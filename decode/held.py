@@ -13,11 +13,12 @@ from transport.messages import Job
 
 
 class State(enum.Enum):
-    """A job is reserved, then receiving, then running; a preempted one is stopping, out, returning, and runs again."""
+    """A job is reserved, then receiving, then running, maybe paused for its tool; a preempted one stops, is out, returns and runs again."""
 
     RESERVED = "reserved"
     RECEIVING = "receiving"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPING = "stopping"
     OUT = "out"
     RETURNING = "returning"

@@ -35,15 +35,18 @@ class Swaps:
         self._say, self._fail = say, fail
 
     def preempt(self, message: Preempt) -> None:
-        """A job that does not run is left alone: it has ended, and word of that is on its way."""
+        """A job that neither runs nor pauses is left alone: it has ended, and word of that is on its way."""
         held = self._jobs.get(message.job_id)
-        if held is not None and held.state is State.RUNNING:
+        if held is not None and held.state in (State.RUNNING, State.PAUSED):
             held.state = State.STOPPING
             held.moving = self._start(held, self._move_out(held, message.number))
 
     def resume(self, job_id: str) -> None:
-        """A job that is not out is left alone."""
+        """A paused job runs on; one that is out comes back before. Others are left alone."""
         held = self._jobs.get(job_id)
+        if held is not None and held.state is State.PAUSED and held.sequence is not None:
+            held.state = State.RUNNING
+            self._engine.add(held.sequence)
         if held is not None and held.state is State.OUT:
             held.state = State.RETURNING
             held.moving = self._start(held, self._move_back(held))

@@ -32,6 +32,7 @@ from transport.messages import (
     JobDone,
     JobStats,
     Pages,
+    Paused,
     Preempt,
     Reserve,
     Reserved,
@@ -205,7 +206,10 @@ class DecodeWorker(Worker):
         held.sequence = DecodeSequence(
             job, self._pool.share(job.job_id), sampler, finish, stats, token, num_tokens=len(job.prompt)
         )
-        self._engine.add(held.sequence)
+        if held.sequence.pauses:
+            self._pause(held)
+        else:
+            self._engine.add(held.sequence)
 
     def aborted(self, job_id: str, error: PackhorseError) -> None:
         held = self._jobs.get(job_id)
@@ -239,8 +243,18 @@ class DecodeWorker(Worker):
         for _, output in step.outputs:
             if output.stats is not None:
                 self._end(output.job_id, output.stats)
+        for sequence in step.paused:
+            held = self._jobs.get(sequence.job.job_id)
+            if held is not None:
+                self._pause(held)
         for sequence, error in step.failed:
             self._fail(sequence.job.job_id, error)
+
+    def _pause(self, held: Held) -> None:
+        """The job has come to its tool pause and does not run. One that is to leave anyway stays away until it is called back."""
+        if held.state is State.RUNNING:
+            held.state = State.PAUSED
+        self.agent.send(Paused(job_id=held.job.job_id, worker_id=self.worker_id))
 
     def _end(self, job_id: str, stats: JobStats) -> None:
         """The last token is out: the engine has let go of the job, its memory is free."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from gateway.schema import GenerationRequest
 from gateway.service import Service
-from transport.messages import Job, Sampling
+from packhorse.errors import RequestError
+from transport.messages import Job, Sampling, ToolPause
 
 
 def build_jobs(
@@ -25,6 +26,7 @@ def build_jobs(
     service.limits.check_token_ids(request.logit_bias, "logit_bias")
     service.limits.check_token_ids(request.stop_token_ids, "stop_token_ids")
     budgets = [service.limits.max_tokens(len(ids), asked_tokens, default_tokens, prompt_param) for ids in prompts]
+    _check_pause(request, min(budgets))
     return [
         Job(
             job_id=f"{request_id}-{place * request.n + choice}",
@@ -33,10 +35,21 @@ def build_jobs(
             reply_to=service.backend.reply_to,
             priority=request.priority,
             cache_salt=request.cache_salt,
+            tool_pause=ToolPause(**request.tool_pause.model_dump()) if request.tool_pause is not None else None,
         )
         for place, (ids, max_tokens) in enumerate(zip(prompts, budgets, strict=True))
         for choice in range(request.n)
     ]
+
+
+def _check_pause(request: GenerationRequest, max_tokens: int) -> None:
+    """A pause that could not come would be a field without effect."""
+    pause = request.tool_pause
+    if pause is not None and pause.after_tokens >= max_tokens:
+        raise RequestError(
+            f"tool_pause.after_tokens={pause.after_tokens} must be less than max_tokens, {max_tokens}",
+            param="tool_pause.after_tokens",
+        )
 
 
 def _sampling(request: GenerationRequest, max_tokens: int, choice: int, logprobs: int | None) -> Sampling:

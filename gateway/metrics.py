@@ -104,7 +104,9 @@ def _scheduler_metrics(status: Status) -> Iterator[Metric]:
         value=status.queue_seconds,
     )
     yield CounterMetricFamily(
-        "packhorse_preemptions", "Jobs stopped for others on decode workers", value=status.preemptions_total
+        "packhorse_preemptions",
+        "Jobs stopped on decode workers, for others or to give memory back in a tool pause",
+        value=status.preemptions_total,
     )
     yield from _prediction_metrics(status.predictions)
 

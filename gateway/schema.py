@@ -18,6 +18,7 @@ from packhorse.errors import RequestError
 MAX_CHOICES = 128
 MAX_STOPS = 4
 MAX_STOP_CHARS = 1024
+MAX_PAUSE_SECONDS = 600
 Refused = dict[str, tuple[Any, ...]]
 
 
@@ -92,6 +93,11 @@ class Message(Fields):
     }  # fmt: skip
 
 
+class ToolPause(Fields):
+    after_tokens: int = Field(ge=1, description="of output; fewer than max_tokens")
+    seconds: float = Field(gt=0, le=MAX_PAUSE_SECONDS)
+
+
 class GenerationRequest(Fields):
     """What both endpoints take. After `seed`: extensions that OpenAI does not have."""
 
@@ -123,6 +129,7 @@ class GenerationRequest(Fields):
     cache_salt: str = Field(
         default="", max_length=256, description="pages of prompts are shared among requests of the same salt only"
     )
+    tool_pause: ToolPause | None = Field(default=None, description="stops the generation for as long as a tool would")
 
     @property
     def include_usage(self) -> bool:
@@ -164,6 +171,8 @@ def parse(kind: type[AnyRequest], body: dict[str, Any]) -> AnyRequest:
     given = _given(kind, body, "")
     if isinstance(given.get("stream_options"), dict):
         given["stream_options"] = _given(StreamOptions, given["stream_options"], "stream_options.")
+    if isinstance(given.get("tool_pause"), dict):
+        given["tool_pause"] = _given(ToolPause, given["tool_pause"], "tool_pause.")
     if isinstance(given.get("messages"), list):
         given["messages"] = [
             _given(Message, message, f"messages[{place}].") if isinstance(message, dict) else message
@@ -232,4 +241,13 @@ def _check_chat(request: ChatRequest) -> None:
         )
 
 
-__all__ = ["MAX_CHOICES", "ChatRequest", "CompletionRequest", "GenerationRequest", "Message", "StreamOptions", "parse"]
+__all__ = [
+    "MAX_CHOICES",
+    "ChatRequest",
+    "CompletionRequest",
+    "GenerationRequest",
+    "Message",
+    "StreamOptions",
+    "ToolPause",
+    "parse",
+]

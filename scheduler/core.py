@@ -40,6 +40,7 @@ from transport.messages import (
     JobDone,
     JobFailed,
     Model,
+    Paused,
     PredictionErrors,
     Preempted,
     PrefillDone,
@@ -96,6 +97,7 @@ class SchedulerCore:
             Explain: self._on_explain,
             Preempted: self._on_preempted,
             Resumed: self._on_resumed,
+            Paused: self._on_paused,
         }
 
     # ---- events
@@ -115,6 +117,7 @@ class SchedulerCore:
             self._lose(worker, f"not heard for {now - worker.seen_at:.1f} s", now)
         self._drop_silent_gateways(now)
         self.experience.typical.refresh(self.experience.cost, self.workers, now)
+        self._life.pauses.end_due(now)
         self.preemption.review()
         self._life.expire(now)
         return self._flush(now)
@@ -135,6 +138,10 @@ class SchedulerCore:
     def next_deadline(self) -> float | None:
         """The earliest time at which a job may be overdue; None without jobs. For a driver that jumps in time."""
         return self._life.next_deadline()
+
+    def next_pause_end(self) -> float | None:
+        """When the next tool pause is over, to within a tick; None while no job pauses. For a driver that jumps in time."""
+        return self._life.pauses.next_end()
 
     def status(self, now: float) -> Status:
         states = Counter(job.state for job in self.jobs.values())
@@ -247,6 +254,7 @@ class SchedulerCore:
         else:
             self._life.watch(job)
             self._life.settle(job)
+            self._life.pauses.decodes(job)
 
     def _on_preempted(self, peer: bytes, message: Preempted, now: float) -> None:
         job, worker = self._job_at(peer, message), self.workers.get(message.worker_id)
@@ -258,6 +266,11 @@ class SchedulerCore:
         job, worker = self._job_at(peer, message), self.workers.get(message.worker_id)
         if job is not None and worker is not None and worker.worker_id in job.holds:
             self.preemption.is_back(worker, job, now)
+
+    def _on_paused(self, peer: bytes, message: Paused, now: float) -> None:
+        job, worker = self._job_at(peer, message), self.workers.get(message.worker_id)
+        if job is not None and worker is not None and worker.worker_id in job.holds:
+            self._life.pauses.begin(worker, job, now)
 
     def _on_job_done(self, peer: bytes, message: JobDone, now: float) -> None:
         """A prefill worker that still holds the job is about to say PrefillDone, so it is not asked to release it."""
@@ -277,7 +290,7 @@ class SchedulerCore:
             self._life.settle(job)
 
     def _job_at(
-        self, peer: bytes, message: PrefillDone | JobDone | WorkerFailed | Released | Preempted | Resumed
+        self, peer: bytes, message: PrefillDone | JobDone | WorkerFailed | Released | Preempted | Resumed | Paused
     ) -> TrackedJob | None:
         """The job that a worker tells of; None when there is none such, or the peer is not that worker: late or foreign word."""
         job = self.jobs.get(message.job_id)

@@ -134,7 +134,8 @@ class TrackedJob:
     preemptions: int = 0
     placed_at: float = 0.0
     expected_seconds: float = 0.0  # from then to the last token; 0: not predicted
-    pause: ToolPause | None = None
+    pause: ToolPause | None = field(init=False)  # None once it is over
+    paused: bool = False  # it stands still for its tool
     _digests: tuple[KVLayout, PageDigests] | None = None
 
     def __post_init__(self) -> None:
@@ -145,6 +146,8 @@ class TrackedJob:
         self.believe(Forecast.unknown(most))
         self.progress = Progress(self.submitted_at)
         self.run_pages = self.pages
+        declared = self.job.tool_pause
+        self.pause = ToolPause(declared.after_tokens, declared.seconds) if declared is not None else None
 
     @property
     def priority(self) -> int:

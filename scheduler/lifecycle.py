@@ -19,6 +19,7 @@ from scheduler.decisions import Decisions
 from scheduler.experience import Experience
 from scheduler.jobs import DONE, JobState, Outcome, StateSeconds, TrackedJob, failed
 from scheduler.overload import Overload
+from scheduler.pauses import Pauses
 from scheduler.placement import Pair, Placement
 from scheduler.policies import Policy
 from scheduler.preemption import Preemption
@@ -58,6 +59,7 @@ class Lifecycle:
         self.num_preemptions = 0
         self.decisions = Decisions()
         self.preemption = Preemption(policy, workers, self._stop, self._call_back)
+        self.pauses = Pauses(policy, self.preemption, self._call_back)
         self.limits = StateSeconds(
             queued=config.queue_seconds,
             reserving=config.reserve_seconds,
@@ -154,7 +156,7 @@ class Lifecycle:
         if job is None or job.outcome is not None:
             return {}
         return {
-            "stage": job.state.value,
+            "stage": "paused" if job.paused else job.state.value,
             "preemptions": job.preemptions,
             "generated_tokens": job.progress.generated,
         }
@@ -238,6 +240,7 @@ class Lifecycle:
                 worker.drop(job.job_id)
         if job.decode_worker not in job.holds:
             self.preemption.gone(job.decode_worker, job.job_id)
+            self.pauses.gone(job.job_id)
         if job.state is not JobState.ENDED or self.jobs.pop(job.job_id, None) is None:
             return
         self._policy.forget(job.job_id)

@@ -80,6 +80,14 @@ class Preemption:
         """Time has passed: waiting jobs may have become the better ones."""
         self.due.update(self._out)
 
+    def vacate(self, worker: Worker, job: TrackedJob) -> None:
+        """The job, which stands still for its tool, leaves the device, if host memory has room."""
+        fits = worker.host_pages_used + job.pages <= worker.info.host_pages
+        if fits and job.state is JobState.DECODING and job.swap is Swap.IN:
+            worker.move(job, Swap.LEAVING)
+            job.preemptions += 1
+            self._stop(worker, job)
+
     def make_room(self, head: TrackedJob, now: float) -> None:
         """`head` fits no decode worker. Stops jobs of one where the policy would rather run it."""
         looked_for, at = self._looked
@@ -107,7 +115,7 @@ class Preemption:
 
     def _bring_back(self, worker: Worker, head: TrackedJob | None, now: float) -> None:
         jobs = (worker.jobs[job_id] for job_id in sorted(self._out[worker.worker_id]))
-        out = {job.job_id: job for job in jobs if job.state is JobState.DECODING}
+        out = {job.job_id: job for job in jobs if job.state is JobState.DECODING and not job.paused}
         plan = self._plan(worker, [*out.values(), *([head] if head is not None else [])], now)
         for job in plan.run:
             if job.job_id not in out:
@@ -160,4 +168,4 @@ class Preemption:
 
 
 def _is_running(job: TrackedJob) -> bool:
-    return job.state is JobState.DECODING and job.swap is Swap.IN
+    return job.state is JobState.DECODING and job.swap is Swap.IN and not job.paused

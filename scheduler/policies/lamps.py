@@ -9,7 +9,7 @@ ties in that order. The paper fits its own constants per chunk; here recompute i
 N / SWAP_TOKENS_PER_SECOND (ours: an 8B model's pages at 16 bits over PCIe 4). OTHERS_TOKENS, taken where no batch is known yet, is ours.
 The rank's parts: prefill and decode before the pause, the pause by its action, recompute or swaps and decode after it, the tool's
 answer included. Running jobs are not ranked again. A job that waits for 100 steps goes first until it is done (the paper's bench).
-The wire has no field for a pause yet: it acts on `job.pause`, and without one the rank is memory x time of the whole output.
+A pause is declared by the request (`tool_pause`); without one, and once it is over, the rank is memory x time of the whole output.
 """
 
 from __future__ import annotations

@@ -24,17 +24,26 @@ class Sequence:
     job_id: str
     context: int
     remaining: int
+    halts_after: int | None = None  # tokens until it stops by itself, fewer than remain; None: it does not
     running: bool = False
     counted_at: int = 0
     first_step_at: float | None = None
 
+    @property
+    def ahead(self) -> int:
+        """Steps until it stops by itself."""
+        return self.remaining if self.halts_after is None else self.halts_after
+
 
 class Changes(NamedTuple):
-    """Job ids, each in the order of their coming: what has generated its last token, has left, or does not run any more."""
+    """Job ids, each in the order of their coming: what has generated its last token, has left, does not run any more as was asked,
+    or has halted by itself.
+    """
 
     finished: list[str]
     left: list[str]
     paused: list[str]
+    halted: list[str]
 
 
 class DecodeModel:
@@ -105,10 +114,10 @@ class DecodeModel:
     def change(self, now: float) -> Changes:
         """To be called at `next_change`: the steps until now are done."""
         self._settle(self._jump)
-        finished = self._take_finished()
+        finished, halted = self._take_finished()
         left, paused = self._apply(now)
         self._plan(now)
-        return Changes(finished, left, paused)
+        return Changes(finished, left, paused, halted)
 
     def _want(self, job_id: str, wanted: bool | None, now: float) -> None:
         self._wanted[job_id] = wanted
@@ -131,17 +140,30 @@ class DecodeModel:
         self._context += steps * self._batch
         self._jump = 0
 
-    def _take_finished(self) -> list[str]:
-        finished = []
+    def _take_finished(self) -> tuple[list[str], list[str]]:
+        """(finished, halted)"""
+        finished, halted = [], []
         while self._finishing and self._finishing[0][0] <= self._step:
             last_step, job_id = heapq.heappop(self._finishing)
-            sequence = self._sequences.get(job_id)
-            if sequence is not None and sequence.running and sequence.counted_at + sequence.remaining == last_step:
-                self._stop(sequence)
+            sequence = self._stopping_at(last_step, job_id)
+            if sequence is None:
+                continue
+            self._stop(sequence)
+            if sequence.remaining:
+                sequence.halts_after = None
+                halted.append(job_id)
+            else:
                 del self._sequences[job_id]
                 self._wanted.pop(job_id, None)
                 finished.append(job_id)
-        return finished
+        return finished, halted
+
+    def _stopping_at(self, last_step: int, job_id: str) -> Sequence | None:
+        """The sequence, if that is the step after which it stops by itself."""
+        sequence = self._sequences.get(job_id)
+        if sequence is None or not sequence.running or sequence.counted_at + sequence.ahead != last_step:
+            return None
+        return sequence
 
     def _apply(self, now: float) -> tuple[list[str], list[str]]:
         left, paused = [], []
@@ -166,23 +188,24 @@ class DecodeModel:
         sequence.first_step_at = now if sequence.first_step_at is None else sequence.first_step_at
         self._batch += 1
         self._context += sequence.context
-        heapq.heappush(self._finishing, (self._step + sequence.remaining, sequence.job_id))
+        heapq.heappush(self._finishing, (self._step + sequence.ahead, sequence.job_id))
 
     def _stop(self, sequence: Sequence) -> None:
         steps = self._step - sequence.counted_at
         sequence.running, sequence.counted_at = False, self._step
         sequence.context += steps
         sequence.remaining -= steps
+        if sequence.halts_after is not None:
+            sequence.halts_after -= steps
         self._batch -= 1
         self._context -= sequence.context
 
     def _plan(self, now: float) -> None:
-        """The next jump: to the first finish."""
+        """The next jump: to the first that stops by itself."""
         self._from, self.next_change = now, None
         while self._finishing:
             last_step, job_id = self._finishing[0]
-            sequence = self._sequences.get(job_id)
-            if sequence is not None and sequence.running and sequence.counted_at + sequence.remaining == last_step:
+            if self._stopping_at(last_step, job_id) is not None:
                 self._jump = last_step - self._step
                 self.next_change = now + self._seconds(self._jump)
                 return

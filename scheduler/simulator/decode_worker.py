@@ -19,12 +19,14 @@ from transport.messages import (
     JobDone,
     JobStats,
     Model,
+    Paused,
     Preempt,
     Preempted,
     Reserve,
     Reserved,
     Resume,
     Resumed,
+    ToolPause,
     WorkerLoad,
 )
 
@@ -32,6 +34,7 @@ from transport.messages import (
 class Where(Enum):
     COMING = "coming"
     RUNNING = "running"
+    PAUSED = "paused"
     LEAVING = "leaving"
     OUT = "out"
     RETURNING = "returning"
@@ -45,7 +48,8 @@ class Held:
     prompt_tokens: int
     pages: int
     where: Where = Where.COMING
-    paused_at: float = 0.0
+    tool_pause: ToolPause | None = None
+    waits_since: float = 0.0  # without its own will
     preemption: int = 0  # the number of the newest one
 
 
@@ -78,7 +82,9 @@ class SimDecodeWorker(SimWorker):
     def _reserve(self, message: Reserve) -> None:
         job_id = message.job.job_id
         assert job_id not in self.jobs, f"job {job_id} is reserved twice on {self.worker_id}"
-        held = self.jobs[job_id] = Held(job_id, len(message.job.prompt), message.pages)
+        held = self.jobs[job_id] = Held(
+            job_id, len(message.job.prompt), message.pages, tool_pause=message.job.tool_pause
+        )
         self._take(held)
         self.say(Reserved(job_id=job_id, worker_id=self.worker_id))
 
@@ -127,17 +133,21 @@ class SimDecodeWorker(SimWorker):
         if not self.alive or held is None:
             return False
         held.where = Where.RUNNING
-        remaining = self.world.output_tokens(job_id) - 1
-        self.engine.add(Sequence(job_id, held.prompt_tokens + 1, remaining))
-        self._start(job_id, now)
+        remaining, pause = self.world.output_tokens(job_id) - 1, held.tool_pause
+        halts_after = pause.after_tokens - 1 if pause is not None and pause.after_tokens <= remaining else None
+        self.engine.add(Sequence(job_id, held.prompt_tokens + 1, remaining, halts_after or None))
+        if halts_after == 0:
+            self._pause(held, now)
+        else:
+            self._start(job_id, now)
         return True
 
     # ---- swapping: a job on its way takes memory on both sides
 
     def _preempt(self, message: Preempt, now: float) -> None:
-        """A job that does not run is left alone."""
+        """A job that neither runs nor pauses is left alone."""
         held = self.jobs.get(message.job_id)
-        if held is None or held.where is not Where.RUNNING:
+        if held is None or held.where not in (Where.RUNNING, Where.PAUSED):
             return
         self.engine.pause(held.job_id, now)
         self._timer.set(self.engine.next_change)
@@ -171,6 +181,9 @@ class SimDecodeWorker(SimWorker):
 
     def _resume(self, job_id: str, now: float) -> None:
         held = self.jobs.get(job_id)
+        if held is not None and held.where is Where.PAUSED:
+            held.where = Where.RUNNING
+            self._start(job_id, now)
         if held is None or held.where is not Where.OUT:
             return
         held.where = Where.RETURNING
@@ -183,7 +196,7 @@ class SimDecodeWorker(SimWorker):
             return
         held.where = Where.RUNNING
         self.host_pages_used -= held.pages
-        self.world.paused(held.job_id, now - held.paused_at)
+        self.world.paused(held.job_id, max(0.0, now - held.waits_since))
         self.say(Resumed(job_id=held.job_id, worker_id=self.worker_id))
         self._start(held.job_id, now)
 
@@ -199,8 +212,16 @@ class SimDecodeWorker(SimWorker):
         self.engine.start(job_id, now)
         self._timer.set(self.engine.next_change)
 
+    def _pause(self, held: Held, now: float) -> None:
+        """The job has come to its tool pause and does not run; a wait begins only when that is over."""
+        assert held.tool_pause is not None
+        held.waits_since = now + held.tool_pause.seconds
+        if held.where is Where.RUNNING:
+            held.where = Where.PAUSED
+        self.say(Paused(job_id=held.job_id, worker_id=self.worker_id))
+
     def _change(self, now: float) -> None:
-        finished, left, paused = self.engine.change(now)
+        finished, left, paused, halted = self.engine.change(now)
         for job_id in finished:
             held = self._free(job_id)
             tokens = self.world.output_tokens(job_id)
@@ -213,8 +234,11 @@ class SimDecodeWorker(SimWorker):
             self._free(job_id)
             self.say_released(job_id)
         for job_id in paused:
-            self.jobs[job_id].paused_at = now
-            self._copy_out(self.jobs[job_id], now)
+            held = self.jobs[job_id]
+            held.waits_since = max(held.waits_since, now)
+            self._copy_out(held, now)
+        for job_id in halted:
+            self._pause(self.jobs[job_id], now)
         self._timer.set(self.engine.next_change)
 
     def _take(self, held: Held) -> None:

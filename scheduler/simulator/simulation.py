@@ -88,6 +88,7 @@ class Simulation:
         self._next = 0
         self._open = len(workload)
         self._tick = Timer(self.events, self._on_tick)
+        self._pause_end = Timer(self.events, self._on_tick)
 
     def run(self) -> Records:
         """Raises ValueError when requests are left that nothing can end any more."""
@@ -167,9 +168,9 @@ class Simulation:
         self.records.arrived[index] = now
         ids = load.prompts[index] if len(load.prompts) else range(load.prompt_tokens[index])
         priority = load.priorities[index] if len(load.priorities) else 0
-        self.tell(
-            GATEWAY, submit(str(index), SimPrompt(ids, load.output_tokens[index]), load.max_tokens[index], priority)
-        )
+        pause = load.pauses[index] if len(load.pauses) else None
+        prompt = SimPrompt(ids, load.output_tokens[index])
+        self.tell(GATEWAY, submit(str(index), prompt, load.max_tokens[index], priority, pause))
 
     def _cancel(self, index: int, now: float) -> None:
         if index < self._next and self.records.status[index] == WAITING:
@@ -201,6 +202,8 @@ class Simulation:
         if self._heartbeat_seconds is None and self._tick.time is None:
             deadline = self.core.next_deadline()
             self._tick.set(max(deadline, now + TICK_SECONDS) if deadline is not None else None)
+        if len(self.workload.pauses):
+            self._pause_end.set(self.core.next_pause_end())
 
     def _deliver(self, outgoing: list[Outgoing], now: float) -> None:
         for peer, message in outgoing:

@@ -12,7 +12,8 @@ from packhorse.errors import ConfigError
 class Workload:
     """Columns of equal length. `output_tokens` is what only the simulated decode workers know; `max_tokens` is what clients ask for.
 
-    `prompts` holds token ids where a predictor needs them, else prompts are stand-ins of the right length.
+    `prompts` holds token ids where a predictor needs them, else prompts are stand-ins of the right length. `pauses` are declared tool
+    pauses: (tokens of output before it, seconds).
     """
 
     name: str
@@ -21,10 +22,11 @@ class Workload:
     max_tokens: Sequence[int]
     priorities: Sequence[int] = ()
     prompts: Sequence[tuple[int, ...]] = ()
+    pauses: Sequence[tuple[int, float] | None] = ()
 
     def __post_init__(self) -> None:
         sizes = {len(self.prompt_tokens), len(self.output_tokens), len(self.max_tokens)}
-        sizes |= {len(column) for column in (self.priorities, self.prompts) if len(column)}
+        sizes |= {len(column) for column in (self.priorities, self.prompts, self.pauses) if len(column)}
         if len(sizes) != 1 or 0 in sizes:
             raise ConfigError(f"workload {self.name}: columns of {sorted(sizes)} requests")
         for index, (output, most) in enumerate(zip(self.output_tokens, self.max_tokens, strict=True)):

@@ -96,6 +96,7 @@ class Bench:
         self.outputs: dict[str, list[TokenOutput]] = defaultdict(list)
         self.steps = 0
         self.failed: list[str] = []
+        self.paused: list[str] = []
         self._changed = asyncio.Event()
         model: Any = TinyModel()
         self.engine = DecodeEngine(model, pool, self._stepped)
@@ -105,6 +106,7 @@ class Bench:
         for sequence, output in step.outputs:
             self.outputs[sequence.job.job_id].append(output)
         self.failed += [sequence.job.job_id for sequence, _ in step.failed]
+        self.paused += [sequence.job.job_id for sequence in step.paused]
         self._changed.set()
 
     async def tokens(self, job_id: str, count: int | None = None) -> list[int]:

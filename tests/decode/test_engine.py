@@ -13,6 +13,7 @@ from decode.pool import PagePool
 from model.sampler import sample
 from tests.decode.fakes import Bench, TinyModel, make_job, sequence_of
 from tests.shapes import FORMAT, INFO
+from transport.messages import ToolPause
 
 PROMPT = range(1, 131)
 
@@ -51,3 +52,26 @@ async def test_each_token_counts_for_those_after_it(bench: Bench, sampling: dict
     assert await bench.tokens("a") == expected
     assert await bench.tokens("b") == expected
     assert len(set(expected)) > 10
+
+
+@pytest.mark.parametrize("after_tokens", [2, 20, 39])
+async def test_a_declared_pause_stops_a_sequence_and_changes_no_token(bench: Bench, after_tokens: int) -> None:
+    declared = make_job("a", PROMPT).model_copy(update={"tool_pause": ToolPause(after_tokens=after_tokens, seconds=1)})
+    sequence = sequence_of(bench.pool, declared)
+    bench.engine.add(sequence)
+    before = await bench.tokens("a", after_tokens - 1)  # token 1 is not the engine's
+    bench.engine.add(sequence_of(bench.pool, make_job("b", PROMPT)))
+    await bench.tokens("b")  # steps go on
+    assert bench.paused == ["a"]
+    assert await bench.tokens("a", after_tokens - 1) == before
+    assert len(before) == after_tokens - 1
+    bench.engine.add(sequence)
+    assert await bench.tokens("a") == by_hand({})
+    assert bench.paused == ["a"]
+
+
+async def test_a_sequence_that_ends_with_the_token_of_its_pause_does_not_pause(bench: Bench) -> None:
+    declared = make_job("a", PROMPT).model_copy(update={"tool_pause": ToolPause(after_tokens=40, seconds=1)})
+    bench.engine.add(sequence_of(bench.pool, declared))
+    assert len(await bench.tokens("a")) == 39
+    assert bench.paused == []

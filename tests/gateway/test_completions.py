@@ -115,6 +115,12 @@ async def test_every_sampling_field_reaches_the_job(client: httpx.AsyncClient, c
     assert job.reply_to == cluster.tokens.address
 
 
+async def test_a_tool_pause_reaches_every_job(client: httpx.AsyncClient, cluster: FakeCluster) -> None:
+    await post(client, n=2, max_tokens=4, tool_pause={"after_tokens": 3, "seconds": 2})
+    pauses = [job.tool_pause for job in cluster.jobs.values()]
+    assert [(pause.after_tokens, pause.seconds) for pause in pauses if pause is not None] == [(3, 2.0)] * 2
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 async def test_a_stream_adds_up_to_the_whole(client: httpx.AsyncClient, cluster: FakeCluster, reverse: bool) -> None:
     cluster.reverse = reverse

@@ -79,6 +79,13 @@ EITHER = [
     ({"model": 3}, "model", "model=3: must be a string"),
     ({"model": None}, "model", "model is required"),
     ({"user": 3}, "user", "must be a string"),
+    ({"tool_pause": 3}, "tool_pause", "must be an object"),
+    ({"tool_pause": {"seconds": 1}}, "tool_pause.after_tokens", "tool_pause.after_tokens is required"),
+    ({"tool_pause": {"after_tokens": 0, "seconds": 1}}, "tool_pause.after_tokens", "must be at least 1"),
+    ({"tool_pause": {"after_tokens": 1, "seconds": 0}}, "tool_pause.seconds", "must be greater than 0"),
+    ({"tool_pause": {"after_tokens": 1, "seconds": 601}}, "tool_pause.seconds", "must be at most 600"),
+    ({"tool_pause": {"after_tokens": 1, "seconds": 1, "tool": "x"}}, "tool_pause.tool", "unknown field: tool_pause.tool"),
+    ({"max_tokens": 9, "tool_pause": {"after_tokens": 9, "seconds": 1}}, "tool_pause.after_tokens", "must be less than max_tokens, 9"),
 ]  # fmt: skip
 
 

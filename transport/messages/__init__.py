@@ -23,7 +23,7 @@ from .gateway import (
     Submit,
     WorkerStatus,
 )
-from .jobs import Job, JobStats, Sampling, TokenLogprob, TokenOutput, Tokens
+from .jobs import Job, JobStats, Sampling, TokenLogprob, TokenOutput, Tokens, ToolPause
 from .layout import KVLayout
 from .placing import (
     JobDone,
@@ -35,7 +35,7 @@ from .placing import (
     StartPrefill,
     WorkerFailed,
 )
-from .preempting import Preempt, Preempted, Resume, Resumed
+from .preempting import Paused, Preempt, Preempted, Resume, Resumed
 from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
 from .workers import (
     Goodbye,
@@ -72,6 +72,7 @@ __all__ = [
     "Message",
     "Model",
     "Pages",
+    "Paused",
     "Placed",
     "PredictionErrors",
     "Preempt",
@@ -102,6 +103,7 @@ __all__ = [
     "TokenLogprob",
     "TokenOutput",
     "Tokens",
+    "ToolPause",
     "Welcome",
     "WorkerFailed",
     "WorkerInfo",

@@ -22,7 +22,7 @@ from .placing import (
     StartPrefill,
     WorkerFailed,
 )
-from .preempting import Preempt, Preempted, Resume, Resumed
+from .preempting import Paused, Preempt, Preempted, Resume, Resumed
 from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
 from .workers import Goodbye, Heartbeat, HeartbeatAck, PrefixChanges, Register, Registered, Rejected
 
@@ -31,7 +31,8 @@ MAX_CONTROL_BYTES = 16 * 1024 * 1024
 
 Message = Annotated[
     Register | Registered | Rejected | Heartbeat | HeartbeatAck | Goodbye | PrefixChanges
-    | Reserve | Reserved | Preempt | Preempted | Resume | Resumed | StartPrefill | PrefillDone | JobDone | WorkerFailed | Release | Released
+    | Reserve | Reserved | Preempt | Preempted | Paused | Resume | Resumed | StartPrefill | PrefillDone | JobDone
+    | WorkerFailed | Release | Released
     | Submit | Cancel | Placed | JobFailed | JobEnded | StatusRequest | Status | Explain | Explanations
     | Tokens
     | Hello | Welcome | Refused | StreamOpen | Pages | Residual | StreamEnd | StreamAck | StreamAbort | Credit,

@@ -28,6 +28,13 @@ class Sampling(Model):
     logprobs: int | None = Field(default=None, ge=0)
 
 
+class ToolPause(Model):
+    """The job stops once it has generated `after_tokens`, and goes on `seconds` later: what a tool call does to it."""
+
+    after_tokens: int = Field(ge=1)
+    seconds: float = Field(gt=0)
+
+
 class Job(Model):
     """One sequence to prefill and decode; a request with n > 1 is n jobs. `reply_to` is the gateway's token address."""
 
@@ -36,6 +43,7 @@ class Job(Model):
     sampling: Sampling
     reply_to: str
     priority: int = 0
+    tool_pause: ToolPause | None = None
     cache_salt: str = Field(default="", description="prefix pages are shared among jobs of the same salt only")
 
 

@@ -1,4 +1,4 @@
-"""The scheduler and a decode worker about a job that gives way to others, and comes back. scheduler/preemption.py decides who."""
+"""The scheduler and a decode worker about a job that stops, for others or for a tool, and goes on. scheduler/preemption.py decides who."""
 
 from __future__ import annotations
 
@@ -28,8 +28,16 @@ class Preempted(Model):
     move_seconds: float = Field(default=0.0, description="that the copy took, once it had begun")
 
 
+class Paused(Model):
+    """Decode -> scheduler: the job has come to its declared tool pause. Its pages stay; it generates nothing until Resume."""
+
+    kind: Literal["paused"] = "paused"
+    job_id: str
+    worker_id: str
+
+
 class Resume(Model):
-    """Scheduler -> decode: move a preempted job back, whose pages fit now, and let it run on."""
+    """Scheduler -> decode: let a paused job run on; move a preempted one back before, whose pages fit now."""
 
     kind: Literal["resume"] = "resume"
     job_id: str

@@ -25,7 +25,7 @@ def end_times(model: DecodeModel, plan: dict[float, list[tuple[str, str, int, in
                     getattr(model, what)(job_id, now)
         else:
             now = model.next_change
-            finished, left, _ = model.change(now)
+            finished, left, *_ = model.change(now)
             ends |= dict.fromkeys(finished, now) | {f"-{job_id}": now for job_id in left}
     return ends
 
@@ -100,9 +100,9 @@ def test_run_set_pauses_all_others() -> None:
     assert model.batch == 2
     model.run_set({"c"}, 1.5)
     assert model.next_change == 2.0
-    assert model.change(2.0) == ([], [], ["a", "b"])
+    assert model.change(2.0) == ([], [], ["a", "b"], [])
     assert (model.batch, model.progress("a", 2.0), model.progress("c", 2.0)) == (1, (3, 2), (1, 4))
     assert model.next_change == 6.0
-    assert model.change(6.0) == (["c"], [], [])
+    assert model.change(6.0) == (["c"], [], [], [])
     assert model.next_change is None
     assert len(model) == 2
