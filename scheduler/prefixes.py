@@ -13,23 +13,28 @@ class PrefixHolders:
     """All workers' pages: who holds which. Empty, and False, until a worker reports pages."""
 
     def __init__(self) -> None:
-        self._holders: dict[bytes, set[str]] = {}
+        self._holders: dict[
+            bytes, tuple[str, ...]
+        ] = {}  # tuples, since most pages have one holder, and a set takes 200 bytes
 
     def __len__(self) -> int:
         return len(self._holders)
 
     def add(self, digest: bytes, worker_id: str) -> None:
-        self._holders.setdefault(digest, set()).add(worker_id)
+        """One who has not been added before, or was discarded."""
+        self._holders[digest] = (*self._holders.get(digest, ()), worker_id)
 
     def discard(self, digest: bytes, worker_id: str) -> None:
-        holders = self._holders[digest]
-        holders.discard(worker_id)
-        if not holders:
+        """One who was added."""
+        holders = tuple(holder for holder in self._holders[digest] if holder != worker_id)
+        if holders:
+            self._holders[digest] = holders
+        else:
             del self._holders[digest]
 
-    def longest(self, digests: PageDigests) -> set[str]:
+    def longest(self, digests: PageDigests) -> tuple[str, ...]:
         """Who holds the last page of a prompt that anybody holds together with those before; nobody where none holds the first."""
-        found: set[str] = set()
+        found: tuple[str, ...] = ()
         for page in range(len(digests)):
             holders = self._holders.get(digests[page])
             if holders is None:
@@ -55,8 +60,9 @@ class HeldPrefixes:
             self._holders.discard(digest, self._worker_id)
         self._digests.difference_update(old)
         for digest in new:
-            self._holders.add(digest, self._worker_id)
-        self._digests.update(new)
+            if digest not in self._digests:
+                self._digests.add(digest)
+                self._holders.add(digest, self._worker_id)
 
     def clear(self) -> None:
         """The worker is gone."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
+
 import pytest
 
 from scheduler.cost import CostModel, WorkerPrior
 from scheduler.placement import PredictedCompletion
+from scheduler.prefixes import HeldPrefixes, PrefixHolders
 from scheduler.workers import MOST_HOLDERS, Worker
 from tests.scheduler.fakes import LAYOUT, Bench, decode_info, make_job, prefill_info, tracked
 from transport.messages import PrefixChanges
@@ -128,3 +132,19 @@ def test_predicted_placement_does_not_wait_for_a_full_holder() -> None:
     assert pair is not None
     assert pair.decode is not None
     assert pair.decode.worker_id == "d0"
+
+
+def test_a_page_takes_less_than_300_bytes() -> None:
+    holders = PrefixHolders()
+    digests = [os.urandom(DIGEST_BYTES * 4096) for _ in range(5)]
+    tracemalloc.start()
+    try:
+        worker = HeldPrefixes("decode-0", holders)
+        for some in digests:
+            worker.change(some, b"")
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken / (5 * 4096) < 300
+    worker.clear()
+    assert not holders
