@@ -65,11 +65,15 @@ class Decode(ctypes.Structure):
     ]  # fmt: skip
 
 
-class History(ctypes.Structure):
+class Prefill(ctypes.Structure):
     _fields_ = [
         ("format", Format), ("run", Run), ("pool", Pool),
-        *((name, c_int64) for name in ("kv_heads", "rows", "num_pages")),
-        *((name, c_void_p) for name in ("slots", "q", "top", "total", "out")),
+        *((name, c_int64) for name in ("kv_heads", "group", "chunk", "tokens", "num_pages")),
+        *((name, c_void_p) for name in ("q", "k", "v", "out", "slots")),
+        *((name, c_int64) for name in (
+            "q_dtype", "kv_dtype", "q_token_stride", "q_head_stride", "kv_head_stride", "kv_token_stride",
+        )),
+        ("scale", c_float),
     ]  # fmt: skip
 
 
@@ -120,6 +124,7 @@ def load() -> ctypes.CDLL:
         raise Unavailable(
             "the native kernels were built from other sources (python -m hack_kernels.cpu.build builds them anew)"
         )
+    library.packhorse_integer_dots.restype = c_int64
     return library
 
 
@@ -204,6 +209,12 @@ def writable(name: str, x: Tensor) -> Tensor:
     if x.stride(-1) != 1 and x.numel():
         raise ValueError(f"{name} must be contiguous in its last dimension: strides are {list(x.stride())}")
     return x
+
+
+def integer_dots(rounds: int) -> int:
+    """Integer dot products as the kernels use them and nothing else, on torch's threads; returns their multiply-adds, which are in
+    proportion to `rounds`. For the machine's bound."""
+    return int(load().packhorse_integer_dots(*map(c_int64, (*run_numbers(), rounds))))
 
 
 NO_MEMORY, BAD_VALUE = 1, 2

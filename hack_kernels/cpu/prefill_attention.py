@@ -1,4 +1,7 @@
-"""One prefill chunk's attention on the CPU: exact keys as the reference computes them, the history of pages natively."""
+"""One prefill chunk's attention on the CPU: with a history, natively, in tasks of a few rows that see exact tokens and pages.
+
+Without history it is torch's own attention, as the reference has it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,8 @@ from torch import Tensor
 
 from hack_kernels.page_format import PageFormat
 from hack_kernels.reference import prefill_attention as reference
-from hack_kernels.reference.partial import Partial
 
-from .library import History, call, format_struct, pool_struct, readable, run
+from .library import DTYPES, Prefill, call, format_struct, pool_struct, readable, run
 
 
 def prefill_attention(
@@ -21,19 +23,21 @@ def prefill_attention(
     pages: Tensor | None = None,
     page_slots: Tensor | None = None,
 ) -> Tensor:
-    """See hack_kernels/prefill_attention.py."""
-    return reference.prefill_attention(fmt, q, k, v, scale, pages, page_slots, attend=attend_history)
-
-
-def attend_history(fmt: PageFormat, start: Partial, q: Tensor, pages: Tensor, slots: Tensor, owner: Tensor) -> Partial:
-    """As reference/history.py's, for one entry of q: [1, kv_heads, rows, head_dim]."""
-    q, pages, slots = q.contiguous(), readable(pages), slots.contiguous()
-    part = Partial(torch.empty(q.shape[:3]), torch.empty(q.shape[:3]), torch.empty(q.shape))
+    """See hack_kernels/prefill_attention.py. Temporary memory is a few rows for each thread."""
+    if pages is None or page_slots is None or page_slots.shape[0] == 0:
+        return reference.prefill_attention(fmt, q, k, v, scale)
+    if k.dtype != v.dtype:
+        k, v = k.float(), v.float()
+    if k.stride() != v.stride() or k.stride(-1) != 1:
+        k, v = k.contiguous(), v.contiguous()
+    q, pages, slots = readable(q), readable(pages), page_slots.contiguous()
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     call(
-        "packhorse_history",
-        History(
-            format_struct(fmt), run(), pool_struct(pages), q.shape[1], q.shape[2], slots.shape[0], slots.data_ptr(),
-            q.data_ptr(), part.top.data_ptr(), part.total.data_ptr(), part.out.data_ptr(),
+        "packhorse_prefill",
+        Prefill(
+            format_struct(fmt), run(), pool_struct(pages), k.shape[0], q.shape[1] // k.shape[0], q.shape[0], k.shape[1],
+            slots.shape[0], q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), slots.data_ptr(),
+            DTYPES[q.dtype], DTYPES[k.dtype], *q.stride()[:2], *k.stride()[:2], scale,
         ),
     )  # fmt: skip
-    return start.merge(part, owner[:1])
+    return out

@@ -6,8 +6,6 @@ needed to merge the pages in, which are attended on their codes just as in decod
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -15,9 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from hack_kernels.page_format import PageFormat
 
 from .history import MAX_TEMPORARY_BYTES, attend_history
-from .partial import Partial, attend_exact
-
-AttendHistory = Callable[[PageFormat, Partial, Tensor, Tensor, Tensor, Tensor], Partial]
+from .partial import attend_exact
 
 
 def prefill_attention(
@@ -28,12 +24,11 @@ def prefill_attention(
     scale: float,
     pages: Tensor | None = None,
     page_slots: Tensor | None = None,
-    attend: AttendHistory = attend_history,
 ) -> Tensor:
-    """See hack_kernels/prefill_attention.py. `attend` merges the pages in, for back ends with kernels for them."""
+    """See hack_kernels/prefill_attention.py."""
     if pages is None or page_slots is None or page_slots.shape[0] == 0:
         return _attend_exact_only(q, k, v, scale)
-    return _attend_with_history(fmt, q, k.float(), v.float(), scale, pages, page_slots, attend)
+    return _attend_with_history(fmt, q, k.float(), v.float(), scale, pages, page_slots)
 
 
 def _attend_exact_only(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -53,7 +48,6 @@ def _attend_with_history(
     scale: float,
     pages: Tensor,
     page_slots: Tensor,
-    attend: AttendHistory,
 ) -> Tensor:
     kv_heads, chunk, tokens = k.shape[0], q.shape[0], k.shape[1]
     queries = torch.unflatten((q.float() * scale).transpose(0, 1), 0, (kv_heads, -1)).unsqueeze(0)
@@ -66,7 +60,7 @@ def _attend_with_history(
         part = queries[:, :, :, some]  # [1, kv_heads, heads / kv_heads, queries of this slice, head_dim]
         group_size = part.shape[2]
         start = attend_exact(part.flatten(2, 3), k, v, seen[some].repeat(group_size, 1))
-        merged = attend(fmt, start, part.flatten(2, 3), pages, page_slots, owner)
+        merged = attend_history(fmt, start, part.flatten(2, 3), pages, page_slots, owner)
         results.append(torch.unflatten(merged.result(), 2, (group_size, -1)))
     out = torch.cat(results, dim=3)  # [1, kv_heads, heads / kv_heads, chunk, head_dim]
     return out.flatten(0, 2).transpose(0, 1).to(q.dtype)

@@ -204,3 +204,28 @@ def test_what_passed_once_is_not_a_licence_for_others(isa: str) -> None:
         decode_attention(stored.fmt, q, *arguments[:2], torch.tensor([99, 0]), *arguments[3:], 0.125)
     with pytest.raises(ValueError, match=r"^residual_rows is a list"):
         decode_attention(stored.fmt, q, *arguments[:4], [0, 1], arguments[5], 0.125)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["raw", "k2v2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_neither_threads_nor_strides_change_a_chunk_over_history(isa: str, name: str, dtype: torch.dtype) -> None:
+    """17 queries of 3 heads are rows of two tasks, the second not full; 70 exact tokens are two runs of them."""
+    stored, q = make(name, [300], 2, 80), random_q(17, 6, 80).to(dtype)
+    k, v = random_kv(2, 70, 80, seed=9, dtype=dtype)
+    arguments = (0.125, stored.pages, stored.page_table[0, :3])
+    expected = prefill_attention(stored.fmt, q, k, v, *arguments)
+    torch.set_num_threads(2)
+    wide, heads_first = torch.cat((k, k), 1)[:, :70], q.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(prefill_attention(stored.fmt, heads_first, wide, v, *arguments), expected)
+    reversed_v = v.flip(1).contiguous().flip(1).transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(prefill_attention(stored.fmt, q, k, reversed_v, *arguments), expected)
+    alone = [prefill_attention(stored.fmt, q[i : i + 1], k[:, : 54 + i], v[:, : 54 + i], *arguments) for i in range(17)]
+    torch.testing.assert_close(torch.cat(alone), expected, atol=1e-5, rtol=2.0**-7 if dtype != torch.float32 else 1e-5)
+
+
+def test_integer_dots_are_counted(isa: str) -> None:
+    one = library.integer_dots(1)
+    assert one > 0
+    assert library.integer_dots(1000) == 1000 * one
+    torch.set_num_threads(2)
+    assert library.integer_dots(1) == 2 * one

@@ -10,7 +10,7 @@ enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 constexpr int kPageTokens = 64;
 constexpr int kSplitPages = 32;  // pages of one task: fixed, so that a result depends on neither the batch nor the threads
 constexpr int kMaxHeadDim = 512;
-constexpr int kQueryRows = 32;  // rows of one task of `history`
+constexpr int kQueryRows = 32;  // rows of one task of `prefill`
 constexpr int kMaxRows = 128;   // 16 query heads of a KV head times 8 query tokens
 
 // What page_format.PageFormat says. Raw pages have bits 0, and k, v at the offsets of the codes.
@@ -49,15 +49,18 @@ struct Decode {
   float scale;
 };
 
-// Rows of float32 queries (times the softmax scale) over the pages `slots` of one sequence: [kv_heads, rows, head_dim].
-struct History {
+// A chunk of queries [chunk, kv_heads * group, head_dim] over the pages `slots` of its sequence and then exact tokens [kv_heads,
+// tokens, head_dim], whose last `chunk` are the chunk's own: query i sees tokens - chunk + i + 1. `out` is contiguous.
+struct Prefill {
   Format format;
   Run run;
   Pool pool;
-  int64_t kv_heads, rows, num_pages;
+  int64_t kv_heads, group, chunk, tokens, num_pages;
+  const uint8_t *q, *k, *v;
+  uint8_t* out;
   const int64_t* slots;
-  const float* q;
-  float *top, *total, *out;  // partial attention, as reference/partial.py: [kv_heads, rows], the same, [kv_heads, rows, head_dim]
+  int64_t q_dtype, kv_dtype, q_token_stride, q_head_stride, kv_head_stride, kv_token_stride;
+  float scale;
 };
 
 struct Close {
@@ -90,6 +93,10 @@ struct AttendPages {
   const int64_t* slots;
   float *top, *total, *out;  // [rows], [rows], [rows, head_dim]
   void* scratch;             // kScratchBytes(rows)
+  // The first pages of this thread's next task, asked for beforehand: following + following_slots[i] * slot_stride.
+  const uint8_t* following;
+  const int64_t* following_slots;
+  int64_t num_following;
 };
 
 struct AttendExact {
@@ -114,6 +121,8 @@ struct Kernels {
                 float* merged);
   void (*to_float)(DType, const uint8_t* from, int64_t n, float scale, float* to);
   void (*from_float)(DType, const float* from, int64_t n, uint8_t* to);
+  // integer dot products as attention uses them and nothing else, `rounds` times; the multiply-adds of it
+  int64_t (*integer_dots)(int64_t rounds);
 };
 
 constexpr int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }

@@ -58,6 +58,13 @@ INLINE T* take(uint8_t*& at, int64_t count) {
   return here;
 }
 
+// Page n of this task or, beyond its end, of the thread's next one; null where there is none.
+static const uint8_t* page_ahead(const AttendPages& a, int64_t n) {
+  if (n < a.num_pages) return a.base + a.slots[n] * a.slot_stride;
+  n -= a.num_pages;
+  return n < a.num_following ? a.following + a.following_slots[n] * a.slot_stride : nullptr;
+}
+
 static void attend_pages(const AttendPages& a) {
   const Format& f = *a.format;
   const int64_t dp = padded(f.head_dim), slices = (a.rows + 3) / 4;
@@ -88,8 +95,8 @@ static void attend_pages(const AttendPages& a) {
     const uint8_t* pages[kBatch];
     for (int i = 0; i < count; ++i) pages[i] = a.base + a.slots[p + i] * a.slot_stride;
     for (int i = 0; i < count; ++i) {
-      const int64_t next = p + kBatch + i;
-      work.ahead[i] = next < a.num_pages ? (a.slots[next] - a.slots[p + i]) * a.slot_stride : 0;
+      const uint8_t* next = page_ahead(a, p + kBatch + i);
+      work.ahead[i] = next ? next - pages[i] : 0;
     }
     for (int64_t i = 0; i < slices; ++i) {
       const int64_t n = a.rows - 4 * i < 4 ? a.rows - 4 * i : 4;

@@ -112,17 +112,17 @@ class Decoding {
     out_ = total_ + parts * rows_;
     list_parts();
     int failed = 0;
+    int64_t unclaimed = 0;
 #pragma omp parallel num_threads(threads)
     {
       uint8_t* own = scratch.at_least(scratch_bytes(rows_) + rows_ * padded(dim) * 4 + kMaxRows * 8);
-#pragma omp for schedule(dynamic, 1) nowait
-      for (int64_t i = 0; i < parts; ++i) {
-        if (!own) {
-          __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-          continue;
-        }
+      if (!own) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      // A thread claims its next task before it computes one, so that it can ask for that one's first pages in time.
+      int64_t next = 0;
+      for (int64_t i = own ? claim(unclaimed) : parts; i < parts; i = next) {
+        next = claim(unclaimed);
         const int64_t b = list_[i].sequence, head = list_[i].head;
-        attend(list_[i], own);
+        attend(list_[i], next < parts ? &list_[next] : nullptr, own);
         if (__atomic_sub_fetch(&left_[b * c_.kv_heads + head], 1, __ATOMIC_ACQ_REL) == 0) finish(b, head, own);
       }
     }
@@ -149,7 +149,18 @@ class Decoding {
       }
   }
 
-  void attend(const Part& part, uint8_t* own) const {
+  static int64_t claim(int64_t& unclaimed) { return __atomic_fetch_add(&unclaimed, 1, __ATOMIC_RELAXED); }
+
+  int64_t pages_of(const Part& part) const {
+    const int64_t left = c_.num_pages[part.sequence] - (part.split - 1) * (int64_t)kSplitPages;
+    return part.split == 0 ? 0 : left < kSplitPages ? left : kSplitPages;
+  }
+  const int64_t* slots_of(const Part& part) const {
+    return c_.page_table + part.sequence * c_.page_table_stride + (part.split - 1) * (int64_t)kSplitPages;
+  }
+  const uint8_t* base_of(const Part& part) const { return c_.pool.data + part.head * c_.pool.head_stride; }
+
+  void attend(const Part& part, const Part* following, uint8_t* own) const {
     const Format& f = c_.format;
     const int64_t dp = padded(f.head_dim), b = part.sequence;
     float* q = reinterpret_cast<float*>(own);
@@ -169,10 +180,13 @@ class Decoding {
       k_.attend_exact({&f, q, rows_, k, k + r.kv_stride * size_of(f.dtype), r.slot_stride, tokens, top, total, out, scratch});
       return;
     }
-    const int64_t start = (part.split - 1) * (int64_t)kSplitPages, left = c_.num_pages[b] - start;
-    k_.attend_pages({&f, q, rows_, left < kSplitPages ? left : kSplitPages, c_.run.dequant,
-                     c_.pool.data + part.head * c_.pool.head_stride, c_.pool.slot_stride,
-                     c_.page_table + b * c_.page_table_stride + start, top, total, out, scratch});
+    AttendPages task = {&f, q, rows_, pages_of(part), c_.run.dequant, base_of(part), c_.pool.slot_stride, slots_of(part), top, total, out,
+                        scratch};
+    if (following && following->split) {
+      task.following = base_of(*following), task.following_slots = slots_of(*following);
+      task.num_following = pages_of(*following);
+    }
+    k_.attend_pages(task);
   }
 
   void finish(int64_t b, int64_t head, uint8_t* own) const {
@@ -193,6 +207,50 @@ class Decoding {
   Part* list_ = nullptr;
   int64_t *first_ = nullptr, *left_ = nullptr;  // left_: tasks of a sequence's head that are not done; the last one merges
   float *top_ = nullptr, *total_ = nullptr, *out_ = nullptr;
+};
+
+// A task is kQueryRows rows of a KV head's [chunk, group] queries: over the exact tokens that they see, over the pages, and merged. The
+// last queries, which see most, come first.
+class Prefilling {
+ public:
+  Prefilling(const Prefill& call, const Kernels& kernels) : c_(call), k_(kernels), exact_(call.format), rows_(call.chunk * call.group) {
+    exact_.dtype = call.kv_dtype;
+  }
+  int64_t tasks() const { return c_.kv_heads * blocks(); }
+  int64_t bytes() const { return kQueryRows * (padded(c_.format.head_dim) * 3 + 6) * 4 + scratch_bytes(kQueryRows); }
+
+  void attend(int64_t task, uint8_t* own) const {
+    const Format& f = c_.format;
+    const int64_t head = task % c_.kv_heads, start = (blocks() - 1 - task / c_.kv_heads) * kQueryRows, dim = f.head_dim, dp = padded(dim);
+    const int64_t rows = rows_ - start < kQueryRows ? rows_ - start : kQueryRows;
+    float *q = reinterpret_cast<float*>(own), *out = q + kQueryRows * dp, *top = out + 2 * kQueryRows * dp, *total = top + 2 * kQueryRows;
+    int64_t* tokens = reinterpret_cast<int64_t*>(total + 2 * kQueryRows);
+    void* rest = tokens + kQueryRows;
+    std::memset(q, 0, rows * dp * 4);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t query = (start + r) / c_.group, at = query * c_.q_token_stride + head_of(head, start + r) * c_.q_head_stride;
+      k_.to_float((DType)c_.q_dtype, c_.q + at * size_of(c_.q_dtype), dim, c_.scale * kLog2E, q + r * dp);
+      tokens[r] = c_.tokens - c_.chunk + query + 1;
+    }
+    const int64_t kv = head * c_.kv_head_stride * size_of(c_.kv_dtype);
+    k_.attend_exact({&exact_, q, rows, c_.k + kv, c_.v + kv, c_.kv_token_stride, tokens, top, total, out, rest});
+    k_.attend_pages({&f, q, rows, c_.num_pages, c_.run.dequant, c_.pool.data + head * c_.pool.head_stride, c_.pool.slot_stride, c_.slots,
+                     top + kQueryRows, total + kQueryRows, out + kQueryRows * dim, rest});
+    for (int64_t r = 0; r < rows; ++r) {
+      k_.merge(dim, 2, kQueryRows, top + r, total + r, out + r * dim, q);
+      const int64_t at = ((start + r) / c_.group * c_.kv_heads * c_.group + head_of(head, start + r)) * dim;
+      k_.from_float((DType)c_.q_dtype, q, dim, c_.out + at * size_of(c_.q_dtype));
+    }
+  }
+
+ private:
+  int64_t blocks() const { return (rows_ + kQueryRows - 1) / kQueryRows; }
+  int64_t head_of(int64_t kv_head, int64_t row) const { return kv_head * c_.group + row % c_.group; }
+
+  const Prefill& c_;
+  const Kernels& k_;
+  Format exact_;
+  const int64_t rows_;
 };
 
 }  // namespace
@@ -224,27 +282,24 @@ EXPORT int packhorse_decode(const Decode* plan, void* out, const void* q, void* 
   return Decoding(call, *kAll[call.run.isa]).run();
 }
 
-EXPORT int packhorse_history(const History* call) {
-  const History& c = *call;
-  const Format& f = c.format;
-  const Kernels& k = *kAll[c.run.isa];
-  const int64_t dim = f.head_dim, dp = padded(dim);
-  const int64_t blocks = (c.rows + kQueryRows - 1) / kQueryRows;
+// Multiply-adds of integer dot products, and no other work, on `threads` threads: what a machine's bound is measured with.
+EXPORT int64_t packhorse_integer_dots(int64_t isa, int64_t threads, int64_t rounds) {
+  int64_t total = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+  total += kAll[isa]->integer_dots(rounds);
+  return total;
+}
+
+EXPORT int packhorse_prefill(const Prefill* call) {
+  const Prefilling chunk(*call, *kAll[call->run.isa]);
   int failed = 0;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(c.run.threads)
-  for (int64_t task = 0; task < c.kv_heads * blocks; ++task) {
-    const int64_t head = task / blocks, start = task % blocks * kQueryRows;
-    const int64_t rows = c.rows - start < kQueryRows ? c.rows - start : kQueryRows, row = head * c.rows + start;
-    float* q = reinterpret_cast<float*>(scratch.at_least(scratch_bytes(kQueryRows) + kQueryRows * dp * 4));
-    if (!q) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(call->run.threads)
+  for (int64_t task = 0; task < chunk.tasks(); ++task) {
+    uint8_t* own = scratch.at_least(chunk.bytes());
+    if (own)
+      chunk.attend(task, own);
+    else
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-      continue;
-    }
-    std::memset(q, 0, rows * dp * 4);
-    for (int64_t r = 0; r < rows; ++r) k.to_float(kFloat32, (const uint8_t*)(c.q + (row + r) * dim), dim, kLog2E, q + r * dp);
-    k.attend_pages({&f, q, rows, c.num_pages, c.run.dequant, c.pool.data + head * c.pool.head_stride, c.pool.slot_stride, c.slots,
-                    c.top + row, c.total + row, c.out + row * dim, q + kQueryRows * dp});
-    for (int64_t r = row; r < row + rows; ++r) c.top[r] /= kLog2E;
   }
   return failed ? kNoMemory : kDone;
 }

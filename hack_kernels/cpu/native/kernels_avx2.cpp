@@ -11,10 +11,11 @@ using namespace packhorse;
 #include "attend_pages.h"
 #include "attend_exact.h"
 #include "close_page.h"
+#include "integer_dots.h"
 }  // namespace
 
 namespace packhorse {
 extern const Kernels kAvx2;
-const Kernels kAvx2 = {"avx2", attend_coded_or_raw, attend_exact, close_page, merge, to_float, from_float};
+const Kernels kAvx2 = {"avx2", attend_coded_or_raw, attend_exact, close_page, merge, to_float, from_float, integer_dots};
 }
 #endif

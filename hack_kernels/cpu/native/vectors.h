@@ -25,7 +25,7 @@ INLINE F load(const void* p) { return *(const UnalignedF*)p; }
 INLINE I load_words(const void* p) { return *(const UnalignedI*)p; }
 INLINE void store(void* p, F x) { *(UnalignedF*)p = x; }
 INLINE void store_words(void* p, I x) { *(UnalignedI*)p = x; }
-INLINE F all(float x) { return F{} + x; }
+INLINE F all(float x) { return x - F{}; }  // adding to 0 would be an addition: -0 + 0 is not -0
 INLINE I all(int32_t x) { return I{} + x; }
 INLINE I shift_right(I x, int n) { return (I)((U)x >> n); }
 INLINE int32_t word_at(const void* p) {
