@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.machine import describe_machine
 from bench.sim_options import Case, SchedulerOptions
-from bench.sim_predictor import warm_predictor
+from bench.sim_predictor import Remembered, warm_predictor
 from bench.sim_workloads import Source, find_source, own_times, poisson_times
 from packhorse.config import SchedulerConfig
 from packhorse.errors import ConfigError
@@ -64,13 +64,14 @@ class Grid:
         load, times = source.draw(options.requests, seed, context, in_order=in_order)
         rate = self.rate(case)
         arrivals = own_times(times, rate) if in_order else poisson_times(options.requests, rate, seed)
+        predictor = self.predictor(case.predictor, case.workload, seed)
         simulation = Simulation(
             cluster,
             load,
             Arrivals(arrivals),
             config=patient_config(policy=case.policy, placement=case.placement),
             kv_format=case.kv_format,
-            predictor=deepcopy(self.predictor(case.predictor, case.workload, seed)),
+            predictor=predictor if options.frozen else deepcopy(predictor),
             learns=not options.frozen,
             heartbeat_seconds=HEARTBEAT_SECONDS,
         )
@@ -79,7 +80,8 @@ class Grid:
     def _predictor(self, name: str, workload: str, seed: int) -> Guarded | None:
         options = self.options
         in_order = options.arrivals == "trace"
-        return warm_predictor(name, self.source(workload), options.requests, seed, in_order=in_order)
+        predictor = warm_predictor(name, self.source(workload), options.requests, seed, in_order=in_order)
+        return Guarded(Remembered(predictor)) if options.frozen and predictor is not None else predictor
 
     def _cluster(self, workload: str, kv_format: str) -> SimCluster:
         options, name = self.options, self.options.cluster

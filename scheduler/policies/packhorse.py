@@ -9,27 +9,31 @@
 - Uncertainty: the expected tokens are Gittins' index of the forecast's distribution, given what is generated, not a point estimate: a
   job that may end soon is tried before one that is surely of middling length, and one that has outlived its likely lengths falls
   back. A quantile can be set instead (`level`).
-- Preemption with a margin: a running job's rank counts KEEP of itself, so that near ties do not swap. TRAIL's cutoff (arXiv 2410.01035) has
-  the same aim; the margin needs no length.
+- Preemption with a margin: a running job's rank counts KEEP of itself, so that only much shorter jobs stop it: the less certain the
+  predictions, the less preemption gains. TRAIL's cutoff (arXiv 2410.01035) has the same aim; the margin needs no length.
 - Ageing: a job that has waited for `max_wait_seconds`, in the queue or preempted, goes first, in order of arrival, until it is done.
   Such jobs hold at most a share of the places (`Overdue`). As long as that share carries them, the bound holds for every job, whatever
   its forecast; in an overload that lasts the rest still goes by rank.
-- A predictor that is no better than chance on what has ended lately (`Trust`) is not followed: jobs then go by class and arrival.
+- Checks on itself (`Trust`): lengths that agree no better than chance with those of jobs that have ended are not followed, nor are limits
+  taken for lengths where nothing is predicted; every job then counts with the distribution of recent lengths (`RecentLengths`). If the
+  order by use is itself no better than chance, jobs go by class and arrival.
 
 KEEP, MAX_WAIT_SECONDS (half of the default deadline in the queue), Overdue's share and Trust's thresholds are ours.
 """
 
 from __future__ import annotations
 
+from scheduler.forecast import Forecast
 from scheduler.jobs import TrackedJob
-from scheduler.policies.base import JobCost
-from scheduler.policies.estimate import context_tokens, place_seconds, prefill_seconds, remaining_tokens
+from scheduler.policies.base import JobCost, Room
+from scheduler.policies.estimate import context_tokens, place_seconds, prefill_seconds
 from scheduler.policies.overdue import SHARE, Overdue
 from scheduler.policies.queue import Rank
 from scheduler.policies.ranked import RankedPolicy
+from scheduler.policies.recent import RecentLengths
 from scheduler.policies.trust import Trust
 
-KEEP = 0.7
+KEEP = 0.3
 MAX_WAIT_SECONDS = 60.0
 
 
@@ -48,28 +52,45 @@ class Packhorse(RankedPolicy):
     ) -> None:
         super().__init__(cost, max_wait_seconds=max_wait_seconds)
         self.level, self.keep = level, keep
-        self.trust, self.overdue = Trust(), Overdue(overdue_share)
-        self._expected: dict[str, float] = {}  # use when the job was queued
+        self.lengths, self.order, self.recent = Trust(), Trust(), RecentLengths()
+        self.overdue = Overdue(overdue_share)
+        self._expected: dict[str, tuple[float, float]] = {}  # tokens and use when the job was queued
+        self._uses: dict[str, tuple[tuple[int, Forecast, Room | None], float]] = {}
         self._turn = ""  # the head of the queue, where it is that because it is overdue
 
     # ---- ranks
 
     def queue_rank(self, job: TrackedJob) -> Rank:
-        return (float(-job.priority), self._use(job) if self.trust.trusted else 0.0)
+        return (float(-job.priority), self._use(job) if self.order.trusted else 0.0)
 
     def run_rank(self, job: TrackedJob, now: float) -> Rank:
         running = job.progress.running
-        if not self.trust.trusted:
+        if not self.order.trusted:
             return (float(-job.priority), 0.0 if running else 1.0)
         return (float(-job.priority), self._use(job) * (self.keep if running else 1.0))
 
     def _use(self, job: TrackedJob) -> float:
-        """Worker-seconds that are left."""
-        tokens = (
-            job.forecast.gittins(job.progress.generated) if self.level is None else remaining_tokens(job, self.level)
-        )
+        """Worker-seconds that are left, as of when the job last made progress: plans ask far oftener than that."""
+        state = (job.progress.generated, job.forecast, self.room)
+        known = self._uses.get(job.job_id)
+        if known is not None and known[0] == state:
+            return known[1]
+        use = self._worker_seconds(job)
+        self._uses[job.job_id] = (state, use)
+        return use
+
+    def _worker_seconds(self, job: TrackedJob) -> float:
+        tokens = self._tokens(job, self._forecast(job))
         context = context_tokens(job) + tokens / 2
         return prefill_seconds(job, self.cost) + tokens * place_seconds(job, self.cost, self.room, context)
+
+    def _forecast(self, job: TrackedJob) -> Forecast:
+        return job.forecast if self.lengths.trusted else self.recent.forecast(job.job.sampling.max_tokens)
+
+    def _tokens(self, job: TrackedJob, forecast: Forecast) -> float:
+        """That are expected to come."""
+        generated = job.progress.generated
+        return forecast.gittins(generated) if self.level is None else forecast.remaining(self.level, generated)
 
     # ---- those that have waited for too long
 
@@ -97,20 +118,24 @@ class Packhorse(RankedPolicy):
     # ---- what the forecasts were worth
 
     def add(self, job: TrackedJob, now: float) -> None:
-        self._expected[job.job_id] = self._use(job)
+        self._expected[job.job_id] = self._tokens(job, job.forecast), self._use(job)
         super().add(job, now)
 
     def observe(self, job: TrackedJob, output_tokens: int, now: float) -> None:
         expected = self._expected.get(job.job_id)
         if expected is None:
             return
+        tokens, use = expected
         context = job.prompt_tokens + output_tokens / 2
         actual = self.cost.prefill_seconds(job.prompt_tokens)
         actual += output_tokens * place_seconds(job, self.cost, self.room, context)
-        if self.trust.add(expected, actual):
+        changed = self.lengths.add(tokens, output_tokens), self.order.add(use, actual), self.recent.add(output_tokens)
+        if any(changed):
+            self._uses.clear()
             self._queue.rerank(self.queue_rank)
 
     def forget(self, job_id: str) -> None:
         super().forget(job_id)
         self.overdue.forget(job_id)
         self._expected.pop(job_id, None)
+        self._uses.pop(job_id, None)

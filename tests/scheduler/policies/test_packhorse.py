@@ -8,6 +8,7 @@ import pytest
 
 from scheduler.policies import Room
 from scheduler.policies.packhorse import Packhorse
+from scheduler.policies.recent import REFRESH_EVERY, RecentLengths
 from scheduler.policies.trust import LEAST_JOBS, WINDOW, Trust
 from tests.scheduler.policies.making import UnitCost, make
 
@@ -55,7 +56,7 @@ def test_classes_come_before_lengths() -> None:
 
 
 def test_near_ties_do_not_preempt() -> None:
-    runs, near, far = make("r", 101, generated=1, runs_since=0), make("n", 81, generated=1), make("f", 61, generated=1)
+    runs, near, far = make("r", 101, generated=1, runs_since=0), make("n", 41, generated=1), make("f", 21, generated=1)
     assert Packhorse(UnitCost()).plan([runs, near], ONE, 1.0).run == (runs,)
     assert Packhorse(UnitCost()).plan([runs, far], ONE, 1.0).run == (far,)
 
@@ -67,6 +68,28 @@ def test_nobody_waits_beyond_the_bound_and_the_promoted_run_to_their_end() -> No
     assert policy.plan([long, short], ONE, 30.0).run == (long,)
     long.progress.run(30.0)
     assert policy.plan([long, short], ONE, 500.0).run == (long,)
+
+
+def test_lengths_that_are_not_followed_are_those_of_recent_jobs() -> None:
+    recent = RecentLengths()
+    assert recent.forecast(1000).tokens == make("a", 1000).forecast.tokens
+    changed = [recent.add(tokens) for tokens in range(1, REFRESH_EVERY + 1)]
+    assert changed == [False] * (REFRESH_EVERY - 1) + [True]
+    assert recent.forecast(1000).quantile(0.5) == pytest.approx((REFRESH_EVERY + 1) / 2)
+    assert recent.forecast(10).quantile(0.9) == 10
+
+
+def test_without_predictions_a_job_that_outlives_the_recent_gives_way() -> None:
+    policy = Packhorse(UnitCost())
+    for i in range(2 * REFRESH_EVERY):
+        job = make(f"j{i}", 1000, prompt_tokens=10 + i % 7 * 100)
+        policy.add(job, 0.0)
+        policy.remove(job.job_id)
+        policy.observe(job, 10 + i % 7, 0.0)
+        policy.forget(job.job_id)
+    assert (policy.lengths.trusted, policy.order.trusted) == (False, True)
+    outlived, fresh = make("o", 1000, generated=300, runs_since=0), make("f", 1000, generated=1)
+    assert policy.plan([outlived, fresh], ONE, 1.0).run == (fresh,)
 
 
 def test_the_overdue_go_first_but_take_no_more_than_their_share() -> None:
@@ -110,7 +133,7 @@ def test_a_predictor_is_followed_as_long_as_it_is_right(believed: object, follow
         policy.remove(job.job_id)
         policy.observe(job, tokens, 0.0)
         policy.forget(job.job_id)
-    assert policy.trust.trusted is followed
+    assert policy.lengths.trusted is followed
     assert first(policy, make("first", 500), make("second", 5)) == ("second" if followed else "first")
 
 
