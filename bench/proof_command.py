@@ -52,7 +52,7 @@ def proof(
     from bench.sim_proof_report import print_part
 
     lists = {"parts": part, "workload": workload}
-    given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
+    given: dict[str, Any] = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
     with config_errors():
         options = ProofOptions(requests=requests, seeds=seeds, **given)
         if json:
