@@ -168,7 +168,7 @@ class DecodeWorker(Worker):
         if held is None:
             return
         if held.state is not State.LEAVING:
-            await self._leave(held)
+            await self._leave(held, error)
         await held.gone.wait()
 
     async def drop_all(self) -> None:
@@ -271,16 +271,18 @@ class DecodeWorker(Worker):
             return
 
         async def leave() -> None:
-            await self._leave(held)
+            await self._leave(held, error)
             self.failed(job_id, error)
 
         task = self.loop.create_task(leave())
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _leave(self, held: Held) -> None:
+    async def _leave(self, held: Held, error: PackhorseError) -> None:
         """The one way out: the engine lets go of the job, and no copy is under way, then its memory is free."""
         held.state = State.LEAVING
+        if self._receiver is not None:
+            self._receiver.abort(held.job.job_id, error)  # a stream that still comes is not read to its end for nothing
         assert self._engine is not None
         await self._engine.drop(held.intake.job.job_id)
         if held.moving is not None:

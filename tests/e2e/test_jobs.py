@@ -9,9 +9,11 @@ import pytest
 
 from decode.worker import DecodeWorker
 from packhorse.config import DecodeConfig
-from packhorse.errors import ContextLengthError, PackhorseError, UnavailableError, WorkerLostError
+from packhorse.errors import ContextLengthError, JobCancelledError, PackhorseError, UnavailableError, WorkerLostError
 from tests.e2e.conftest import MakeSystem, System
 from tests.fakes import error_of
+from transport.messages import Reserve
+from transport.sender import PageSender
 
 
 def _prompt(length: int, seed: int = 0) -> list[int]:
@@ -237,3 +239,32 @@ async def test_a_broken_step_fails_its_jobs_and_the_worker_lives(
         assert "NaN" in (await error_of(s.client, job)).message
         monkeypatch.setattr(s.decodes[0].model, "forward", forward)
         assert len(await s.client.run(_prompt(100), max_tokens=5)) == 5
+
+
+async def test_a_job_that_is_released_in_mid_stream_is_told_to_its_sender_at_once(
+    system: MakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with system() as s:
+        worker = s.decodes[0]
+        monkeypatch.setattr(
+            worker.agent, "send", lambda message: None
+        )  # the scheduler would release a job unknown to it
+        address = next(known.info.data_address for known in s.scheduler.core.workers.of_role("decode"))
+        assert address is not None
+        sender = await PageSender.connect(address, "test-sender", worker.layout)
+        job = s.client.job(range(200), max_tokens=8)
+        await worker.receive(Reserve(job=job, pages=4, prefill_worker="test-sender"))
+        stream = sender.open(job.job_id)
+        page = worker.layout.kv_heads * worker.layout.page_bytes
+        stream.put_pages(0, 0, bytes(page), 1)
+        async with asyncio.timeout(10):
+            while stream.outbox.frames or not sender.bytes_sent:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            await worker.drop(job.job_id, JobCancelledError("nobody waits"))
+            while stream.error is None:
+                await asyncio.sleep(0.01)
+        assert stream.error.message == "nobody waits"
+        assert not sender.closed
+        await sender.close()
+        monkeypatch.undo()
