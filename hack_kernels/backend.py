@@ -26,20 +26,20 @@ class Backend:
     reason: str
 
 
+@lru_cache
 def choose(device: torch.device | str) -> Backend:
     """The back end for tensors on `device`: the one that PACKHORSE_KERNELS names, else the fastest that has been proven on such devices.
 
-    It is made once for each type of device. Raises ValueError for a device that torch does not know, and for a PACKHORSE_KERNELS
+    It is made once for each device. Raises ValueError for a device that torch does not know, and for a PACKHORSE_KERNELS
     that is unknown or cannot run here.
     """
     try:
-        kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+        kind = torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"device={device!r}: {error}") from None
     return _choose(kind)
 
 
-@lru_cache
 def _choose(kind: str) -> Backend:
     forced = os.environ.get(VARIABLE) or None
     if forced is not None and forced not in NAMES:

@@ -47,7 +47,7 @@ def decode_attention(
     """See hack_kernels/decode_attention.py. `dequant`: codes are dequantized in registers instead, as fused_dequant.py says."""
     tensors = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
     try:
-        places = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
+        places = [(x.shape, x.stride(), x.dtype, x.is_cpu) for x in tensors]
         plan = _plans.get(key := (fmt, scale, dequant, *run_numbers(), *places))
     except (AttributeError, TypeError):  # one is no tensor, or no format
         check_decode(fmt, *tensors)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hack_kernels import backend, choose
+from hack_kernels import choose
 from hack_kernels.cpu import library
 
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512bf16")
@@ -33,9 +33,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def fresh_choice() -> Iterator[None]:
     """The choice of a back end is made anew in the test, and again after it."""
-    backend._choose.cache_clear()
+    choose.cache_clear()
     yield
-    backend._choose.cache_clear()
+    choose.cache_clear()
 
 
 @pytest.fixture(params=ISAS)

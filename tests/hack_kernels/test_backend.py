@@ -43,7 +43,7 @@ def test_without_them_the_reference_serves_and_says_why(reason: str, monkeypatch
 
     monkeypatch.setattr(backend, "current_isa", unavailable)
     assert choose("cpu") == Backend("reference", f"plain torch: {reason}")
-    backend._choose.cache_clear()
+    choose.cache_clear()
     monkeypatch.setenv("PACKHORSE_KERNELS", "cpu")
     with pytest.raises(ValueError, match=r"^PACKHORSE_KERNELS=cpu cannot run: "):
         choose("cpu")
@@ -91,7 +91,7 @@ def test_triton_is_chosen_by_name_where_it_can_run(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="PACKHORSE_KERNELS=triton cannot run on cpu"):
         choose("cpu")
     monkeypatch.setattr(backend.availability, "current_gpu", lambda _: "a GPU, sm_90")
-    backend._choose.cache_clear()
+    choose.cache_clear()
     assert choose("cuda:1") == Backend("triton", "Triton kernels on a GPU, sm_90, as PACKHORSE_KERNELS says")
     for operation, file in OPERATIONS:
         assert implementation(torch.device("cuda"), operation, file)
@@ -120,7 +120,7 @@ def test_every_operation_has_an_implementation(
     if name == "cpu" and choose("cpu").name != "cpu":
         pytest.skip(choose("cpu").reason)
     monkeypatch.setenv("PACKHORSE_KERNELS", name)
-    backend._choose.cache_clear()
+    choose.cache_clear()
     found = implementation(torch.device("cpu"), operation, file)
     assert found.__module__ in {f"hack_kernels.{owner}.{file or operation}" for owner in (name, "reference")}
     assert (found.__module__.split(".")[1] == name) or operation == "open_pages"
