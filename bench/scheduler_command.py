@@ -49,6 +49,9 @@ def scheduler(
         bool, typer.Option("--against-live", help="a live cluster on the embedded model against its simulation")
     ] = False,
     repeats: Annotated[int, typer.Option(help="with --against-live: how often")] = 3,
+    heterogeneous: Annotated[
+        bool, typer.Option("--heterogeneous", help="placements on two clusters of unlike machines, against round robin")
+    ] = False,
 ) -> None:
     """The live scheduler on simulated workers: JCT, TTFT, waits and goodput by policy, predictor, placement and load."""
     lists = {
@@ -57,9 +60,14 @@ def scheduler(
     }  # fmt: skip
     given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
     with config_errors():
-        if scale or against_live:
-            _check_alone(scale and against_live, tuple(given))
-            _run_scale(json) if scale else _run_against_live(repeats, json)
+        if scale or against_live or heterogeneous:
+            _check_alone(scale + against_live + heterogeneous, tuple(given))
+            if scale:
+                _run_scale(json)
+            elif heterogeneous:
+                _run_heterogeneous(json)
+            else:
+                _run_against_live(repeats, json)
             return
         single = {
             "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
@@ -68,10 +76,10 @@ def scheduler(
         _run_grid({**single, **given}, (slo_ttft, slo_tpot), json, plot, saturation=saturation)
 
 
-def _check_alone(both: bool, given: tuple[str, ...]) -> None:
-    if both or given:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given) or "both"
-        raise ConfigError(f"--scale and --against-live stand alone; given: {flags}")
+def _check_alone(count: int, given: tuple[str, ...]) -> None:
+    if count > 1 or given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given) or f"{count} of them"
+        raise ConfigError(f"--scale, --against-live and --heterogeneous stand alone; given: {flags}")
 
 
 def _run_scale(json: Path | None) -> None:
@@ -81,6 +89,17 @@ def _run_scale(json: Path | None) -> None:
     calm_collector()  # as the live scheduler's process does
     result = run_scale(ScaleOptions())
     print_scale(result, Console())
+    _write(json, result)
+
+
+def _run_heterogeneous(json: Path | None) -> None:
+    from bench.report import check_writable
+    from bench.sim_hetero import print_hetero, run_hetero
+
+    if json:
+        check_writable("json", json)
+    result = run_hetero()
+    print_hetero(result, Console())
     _write(json, result)
 
 

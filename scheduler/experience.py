@@ -49,14 +49,13 @@ class TypicalCost:
 
 
 class Experience:
-    """`cost` and `typical` always are; `predictor` is None where the configuration says none. `completion` holds the errors of the times
-    from placement to the last token that placements predicted.
+    """`cost` and `typical` always are; `predictor` is None where the configuration says none.
 
     Raises ConfigError for an unknown predictor, and for the oracle, which only a simulation can feed.
     """
 
     def __init__(self, predictor: str) -> None:
-        self.cost, self.typical, self.completion = CostModel(), TypicalCost(), ErrorWindow()
+        self.cost, self.typical = CostModel(), TypicalCost()
         self.predictor = make_predictor(predictor) if predictor != "none" else None
         self._lengths = ErrorWindow()
         if predictor == "oracle":
@@ -70,10 +69,8 @@ class Experience:
         job.believe(Forecast.of(said, job.job.sampling.max_tokens))
         return said.source
 
-    def ended(self, job: TrackedJob, output_tokens: int, now: float) -> None:
+    def ended(self, job: TrackedJob, output_tokens: int) -> None:
         """The job ended by itself; `learn` learns from it."""
-        if job.expected_seconds > 0 and now > job.placed_at:
-            self.completion.add(job.expected_seconds, now - job.placed_at)
         if self.predictor is not None:
             self._lengths.add(job.forecast.quantile(0.5), output_tokens)
             self.predictor.observe(JobFeatures.of(job.job), output_tokens)
@@ -83,13 +80,10 @@ class Experience:
         return self.predictor.learn(budget_seconds) if self.predictor is not None and self.predictor.pending else 0
 
     def errors(self) -> dict[str, ErrorSummary]:
-        """Predicted against actual: output lengths (the median), the time from placement to the last token where the placement predicts
-        it, and the cost model's times on all workers together.
-        """
+        """Predicted against actual: output lengths (the median), and the cost model's times on all workers together."""
         fleet = self.cost.fleet
         windows = {
             "output_tokens": self._lengths,
-            "completion": self.completion,
             "prefill": fleet.prefill,
             "decode": fleet.decode,
             "transfer": fleet.transfer,

@@ -132,8 +132,6 @@ class TrackedJob:
     held_pages: int = 0
     swap: Swap = Swap.IN
     preemptions: int = 0
-    placed_at: float = 0.0
-    expected_seconds: float = 0.0  # from then to the last token; 0: not predicted
     pause: ToolPause | None = field(init=False)  # None once it is over
     paused: bool = False  # it stands still for its tool
     _digests: tuple[KVLayout, PageDigests] | None = None
@@ -175,7 +173,7 @@ class TrackedJob:
         assert bool(decode_worker) == self.needs_decode
         self.prefill_worker, self.decode_worker = prefill_worker, decode_worker
         self.holds = {prefill_worker: not decode_worker}
-        self.placed_at, self.queue_seconds = now, now - self.submitted_at
+        self.queue_seconds = now - self.submitted_at
         if decode_worker:
             self.holds[decode_worker] = True
         self._enter(JobState.RESERVING if decode_worker else JobState.PREFILLING, now)

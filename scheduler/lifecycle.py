@@ -105,7 +105,6 @@ class Lifecycle:
         self._policy.remove(job.job_id)
         self._backlog.placed(job)
         job.place(pair.prefill.worker_id, pair.decode.worker_id if pair.decode is not None else "", now)
-        job.expected_seconds = pair.seconds
         job.progress.run(now)
         pair.prefill.hold(job)
         self.decisions.placed(job, pair, now)
@@ -218,7 +217,7 @@ class Lifecycle:
         tokens = job.stats.completion_tokens
         if tokens > 0:
             self._policy.observe(job, tokens, now)
-            self._experience.ended(job, tokens, now)
+            self._experience.ended(job, tokens)
 
     def _count(self, job: TrackedJob, outcome: Outcome, stage: str, why: str) -> None:
         self.totals[outcome.label] += 1

@@ -174,6 +174,9 @@ def test_goodput_with_shedding_is_no_less_than_without(policy: str) -> None:
         figures = summarize(records, Slo(limit, 0.2))
         assert figures.completed + figures.failed == figures.requests
         goodput[shed] = figures.goodput
+        print(
+            f"{policy}, shed={shed}: {figures.goodput:.2f}/s within the limits, {figures.completed} of {figures.requests} completed"
+        )
     assert goodput[True] >= (1.5 if policy == "fcfs" else 0.97) * goodput[False], goodput
 
 
@@ -181,6 +184,7 @@ def test_those_that_are_admitted_make_it_when_predictions_are_right() -> None:
     records, _ = overloaded("fcfs", shed=True, limit=10.0)
     errors = list(records.errors.values())
     refused, missed = errors.count("overloaded"), errors.count("deadline_exceeded")
+    print(f"{len(records.status)} requests: {refused} refused, {missed} of the others missed the deadline")
     assert refused > 300
     assert missed <= 0.02 * (len(records.status) - refused), (refused, missed)
     refusals = [records.ended[i] - records.arrived[i] for i, error in records.errors.items() if error == "overloaded"]

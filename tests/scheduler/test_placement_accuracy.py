@@ -40,7 +40,8 @@ def test_completions_are_predicted_without_bias(rate: float, bias: float, absolu
         predictor=Guarded(SimOracle()),
     )
     simulation.run()
-    summary = simulation.core.experience.completion.summary()
+    summary = simulation.core.decisions.errors.summary()
+    print(f"{rate:g} requests/s: bias {summary.bias:+.1%}, absolute p50 {summary.p50:.1%}, p90 {summary.p90:.1%}")
     assert summary.total == 600
     assert abs(summary.bias) <= bias, summary
     assert summary.p50 <= absolute, summary
