@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 from bench.machine import describe_machine
 from bench.scheduler import Grid, Record
 from bench.sim_adversaries import ADVERSARIES
 from bench.sim_options import Case, SchedulerOptions
+from bench.sim_workloads import Source
 from packhorse.errors import ConfigError
 from scheduler.policies import POLICIES
 from scheduler.policies.packhorse import MAX_WAIT_SECONDS
+from scheduler.predictor.guard import Guarded
 from scheduler.simulator import saturation_rate
 
 UNLOADED, SLOWER = (
@@ -32,8 +35,8 @@ DEPLOYMENTS = ("a100-40gb", "a100")
 BATCHES = (128, 256, 512, 1024)
 NOISE = ("sigma-0.3", "sigma-0.5", "sigma-0.7")
 _FEW_SEEDS = 2
-_ROUNDS = 6  # of halving the (logarithmic) interval of a rate: to 2 % of it
-_NARROW, _WIDE = (0.9, 1.6), (0.5, 4.0)  # of saturation: where a rate is looked for
+_ROUNDS = 6  # of halving the (logarithmic) interval of a rate: to 1 % or 3 % of it
+_NARROW, _WIDE = (0.9, 1.6), (0.6, 3.5)  # of saturation: where a rate is looked for
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Runs:
     ) -> None:
         shared = SchedulerOptions(requests=options.requests, cluster=cluster, max_batch=max_batch, frozen=True)
         self.grid, self.seeds, self._lengths, self._done = Grid(shared), options.seeds, options.lengths, done
+        self.grid.source, self.grid.predictor = _lessons(options.requests)
         self.records: list[Record] = []
 
     def case(
@@ -121,6 +125,13 @@ class Runs:
             )
             low, high = (low, middle) if slower else (middle, high)
         return float((low * high) ** 0.5)
+
+
+@cache
+def _lessons(requests: int) -> tuple[Callable[[str], Source], Callable[[str, str, int], Guarded | None]]:
+    """Data and predictors, which are the same on every cluster, and take longer to make than to use."""
+    grid = Grid(SchedulerOptions(requests=requests, frozen=True))
+    return grid.source, grid.predictor
 
 
 def mean(records: Sequence[Record], key: str) -> float:
