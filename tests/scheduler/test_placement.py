@@ -14,7 +14,7 @@ from scheduler.placement import PLACEMENTS, LeastLoaded, PredictedCompletion
 from scheduler.placement.baselines import LeastOutstanding, PowerOfTwo, RoundRobin
 from scheduler.placement.completion import payload_bytes
 from scheduler.workers import Worker, Workers
-from tests.scheduler.fakes import Bench, decode_info, prefill_info, tracked
+from tests.scheduler.fakes import LAYOUT, Bench, decode_info, prefill_info, tracked
 
 NAMES = sorted(PLACEMENTS)
 SLOW, FAST = (
@@ -197,3 +197,29 @@ def test_what_a_job_costs_the_others_counts() -> None:
 def test_unknown_names_are_refused_with_those_that_are_known(field: str) -> None:
     with pytest.raises(ConfigError, match=rf"{field}='nope': known are .*(fcfs|least-loaded)"):
         Bench(**{field: "nope"})
+
+
+def test_pages_that_a_decode_worker_holds_are_not_charged() -> None:
+    """Over a slow network the worker that holds the prompt's pages is taken, though another has fewer jobs."""
+    cost = CostModel()
+    prior = WorkerPrior(prefill=(0.01, 1e-4, 0.0), decode=(0.01, 0.0, 1e-3), transfer=(1e-3, 1e-5))
+    infos = [prefill_info("p0"), *(decode_info(f"d{i}", max_jobs=64, capacity_pages=1000) for i in range(4))]
+    for info in infos:
+        cost.add(info.worker_id, prior)
+    workers = registry(*infos)
+    job = believed("new", 20, prompt_tokens=4 + 5 * 64)
+    holder = workers.get("d3")
+    assert holder is not None
+    for i in range(3):
+        holder.hold(believed(f"h{i}", 20))
+    whole = payload_bytes(job, holder)
+    pair = PredictedCompletion(cost).choose(job, workers)
+    assert pair is not None
+    assert pair.decode is not holder
+    digests = job.page_digests(LAYOUT)
+    holder.prefixes.change(b"".join(digests[page] for page in range(4)), b"")
+    assert holder.prefix_pages(job) == 4
+    assert payload_bytes(job, holder) == whole - 4 * LAYOUT.layers * LAYOUT.kv_heads * LAYOUT.page_bytes
+    pair = PredictedCompletion(cost).choose(job, workers)
+    assert pair is not None
+    assert pair.decode is holder
