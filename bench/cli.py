@@ -142,6 +142,7 @@ def kernels(
     compile: Annotated[
         list[str] | None, typer.Option(help="no timing: report on kernels compiled for sm_80, sm_90")
     ] = None,
+    gqa: Annotated[list[int] | None, typer.Option(help="with --compile: query heads per KV head; default 4 8")] = None,
 ) -> None:
     """Attention on codes against its rivals: time, bandwidth, share of the machine's bounds, error. Lists: --context 1024 4096."""
     from rich.console import Console
@@ -153,7 +154,7 @@ def kernels(
 
     with config_errors():
         if compile:
-            _compile_kernels(tuple(compile), tuple(format or ()), head_dim, json)
+            _compile_kernels(tuple(compile), tuple(format or ()), tuple(gqa or ()), head_dim, json)
             return
         lists = {"format": format, "context": context, "batch": batch, "op": op, "impl": impl}
         given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
@@ -174,15 +175,17 @@ def kernels(
             write_plot(plot, result)
 
 
-def _compile_kernels(archs: tuple[str, ...], formats: tuple[str, ...], head_dim: int, json: Path | None) -> None:
+def _compile_kernels(
+    archs: tuple[str, ...], formats: tuple[str, ...], gqa: tuple[int, ...], head_dim: int, json: Path | None
+) -> None:
     from rich.console import Console
 
-    from bench.compile import DEFAULT_FORMATS, compile_report, print_compiled
+    from bench.compile import DEFAULT_FORMATS, DEFAULT_GQA, compile_report, print_compiled
     from bench.report import check_writable, write_json
 
     if json:
         check_writable("json", json)
-    records = compile_report(archs, formats or DEFAULT_FORMATS, head_dim=head_dim)
+    records = compile_report(archs, formats or DEFAULT_FORMATS, gqa or DEFAULT_GQA, head_dim)
     print_compiled(records, Console() if sys.stdout.isatty() else Console(width=160))
     if json:
         write_json(json, records)

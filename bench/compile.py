@@ -28,6 +28,7 @@ RECORD_KEYS = (
 )  # fmt: skip
 DEFAULT_FORMATS = ("k2v2", "k4v2", "k4v4", "k8v8", "raw")
 DEFAULT_GQA = (4, 8)
+MAX_GQA = 16
 BASELINE = Path(__file__).with_name("sass_baseline.json")
 _SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}  # of a processor
 _REGISTERS, _WARPS, _PROGRAMS, _RESERVED_BYTES = 65536, 64, 32, 1024
@@ -47,6 +48,7 @@ def compile_report(
     """
     _check("compile", archs, tuple(ARCHS))
     _check("kernels", kernels or (), KERNELS)
+    _check("gqa", gqa, range(1, MAX_GQA + 1))
     cases = [
         (kernel, arch, name, ratio)
         for kernel in kernels or KERNELS
@@ -59,10 +61,10 @@ def compile_report(
     return [_record(kernel, arch, name, ratio, head_dim) for kernel, arch, name, ratio in progress(cases)]
 
 
-def _check(option: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+def _check(option: str, values: Sequence[Any], allowed: Sequence[Any]) -> None:
     for value in values:
         if value not in allowed:
-            raise ConfigError(f"{option}={value} is not one of {', '.join(allowed)}", param=option)
+            raise ConfigError(f"{option}={value} is not one of {', '.join(map(str, allowed))}", param=option)
 
 
 def _record(kernel: str, arch: str, name: str, gqa: int, head_dim: int) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _raw_history(fmt: PageFormat, gqa: int) -> Specimen:
 
     constants = {
         "HEADS": 8 * gqa, "DIM": fmt.head_dim, "PADDED": max(16, _power_of_2(fmt.head_dim)), "TOKENS": fmt.page_tokens,
-        "ROWS": 16, "GROUP": gqa, "QUERIES": 1, "TERMS": 1, "W_TERMS": 2, "DTYPE": tl.bfloat16, "PTX": True,
+        "ROWS": 16, "GROUP": gqa, "QUERIES": 1, "TILES": 1, "TERMS": 1, "W_TERMS": 2, "DTYPE": tl.bfloat16, "PTX": True,
     }  # fmt: skip
     return Specimen(attend_raw_pages, _ATTEND_TYPES, constants, 4, 2 * fmt.page_tokens * fmt.head_dim)
 
@@ -84,8 +84,8 @@ def _history(fmt: PageFormat, gqa: int, dequant: bool = False, queries: int = 1)
     from hack_kernels.triton.layout import layout_of
 
     constants = {
-        "HEADS": 8 * gqa, "L": layout_of(fmt), "ROWS": 8 if gqa * queries <= 8 else 16, "GROUP": gqa,
-        "QUERIES": queries, "TERMS": 1, "DEQUANT": dequant, "PTX": True, "STAGES": 1,
+        "HEADS": 8 * gqa, "L": layout_of(fmt), "GROUP": gqa, "QUERIES": queries, "TILES": -(-gqa * queries // 8),
+        "TERMS": 1, "DEQUANT": dequant, "PTX": True, "STAGES": 1,
     }  # fmt: skip
     return Specimen(attend_pages, _ATTEND_TYPES, constants, 1, 2 * fmt.page_tokens * fmt.head_dim)
 
@@ -95,9 +95,9 @@ def _fused_dequant(fmt: PageFormat, gqa: int) -> Specimen:
 
 
 def _prefill_history(fmt: PageFormat, gqa: int) -> Specimen:
-    from hack_kernels.triton.prefill_attention import HISTORY_ROWS
+    from hack_kernels.triton.prefill_attention import HISTORY_QUERIES
 
-    return _history(fmt, gqa, queries=max(1, HISTORY_ROWS // gqa))
+    return _history(fmt, gqa, queries=HISTORY_QUERIES)
 
 
 def _prefill_exact(fmt: PageFormat, gqa: int) -> Specimen:
@@ -123,7 +123,7 @@ def _merge(fmt: PageFormat, gqa: int) -> Specimen:
     types |= dict.fromkeys(("part_out", "part_top", "part_total"), "*fp32") | {"scale": "fp32", "splits": "i32"}
     types |= dict.fromkeys(("row_stride", "value_stride", "head_stride", "slot_stride"), "i64")
     constants = {
-        "HEADS": 8 * gqa, "GROUP": gqa, "DIM": fmt.head_dim, "PADDED": _power_of_2(fmt.head_dim), "TILE": 32,
+        "HEADS": 8 * gqa, "GROUP": gqa, "QUERIES": 1, "DIM": fmt.head_dim, "PADDED": _power_of_2(fmt.head_dim), "TILE": 32,
     }  # fmt: skip
     return Specimen(merge_splits, types, constants, 4)
 

@@ -17,7 +17,8 @@ import triton.language as tl
 from hack_kernels.page_format import PageFormat
 from hack_kernels.reference.close_pages import CLIP, MAX_ZERO, k_floor, v_floor
 
-_FIRST_SCALE = tl.constexpr((127 - 20) << 23)  # the bits of E5M3's least, as float32
+from .packed import FIRST_SCALE
+
 _MAGIC = tl.constexpr(12582912.0)  # float32 numbers near it are 1 apart
 _MAX_ZERO = tl.constexpr(float(MAX_ZERO))
 V_TOKENS = tl.constexpr(16)  # of V at a time
@@ -100,7 +101,7 @@ def _close_v(v, page, token_stride, start, L: tl.constexpr, C: tl.constexpr):
 def _close_v_groups(v, page, token_stride, token, L: tl.constexpr, C: tl.constexpr):
     """Scales and zeros of `token`'s groups, stored; and minima and inverse scales of each group [tokens]."""
     CHANNELS: tl.constexpr = L.head_dim // L.v_groups
-    PADDED: tl.constexpr = L.padded_dim // L.v_groups
+    PADDED: tl.constexpr = L.v_padded_channels
     UNIT: tl.constexpr = 2.0 ** (L.v_bits - 5)
     HALF: tl.constexpr = (2**L.v_bits - 1) / 2
     minima = ()
@@ -138,14 +139,14 @@ def _scale_and_middle(x, AXIS: tl.constexpr, RANGE: tl.constexpr, MIDDLE: tl.con
     middle = (high + low) * 0.5
     floor = tl.abs(middle) * MIDDLE
     larger = tl.where((spread > floor) | (spread != spread), spread, floor)
-    bits = (larger.to(tl.int32, bitcast=True) & 0x7FFFFFFF) - _FIRST_SCALE
+    bits = (larger.to(tl.int32, bitcast=True) & 0x7FFFFFFF) - FIRST_SCALE
     code = (bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20
     return tl.minimum(tl.maximum(code, 0), 255), middle
 
 
 @triton.jit
 def _decode(code):
-    return ((code << 20) + _FIRST_SCALE).to(tl.float32, bitcast=True)
+    return ((code << 20) + FIRST_SCALE).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -23,16 +23,21 @@ from .page_scores import LOG2_E
 def merge_splits(
     q, residual, residual_rows, residual_tokens, part_out, part_top, part_total, out, scale,
     row_stride, value_stride, head_stride, slot_stride, splits,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """Programs (head, sequence): attends the residual in float32, adds the splits by log-sum-exp, writes out [batch, heads, DIM]."""
+    """Programs (head, query): attends the residual in float32, adds the splits by log-sum-exp, writes out [num_queries, heads, DIM].
+
+    Of a sequence's QUERIES the last sees residual_tokens slots, each before it one less.
+    """
     head = tl.program_id(0)
-    sequence = tl.program_id(1).to(tl.int64)
+    query = tl.program_id(1).to(tl.int64)
+    sequence = query // QUERIES
     dims = tl.arange(0, PADDED)
-    q_row = sequence * HEADS + head
+    q_row = query * HEADS + head
     x = tl.load(q + q_row * DIM + dims, mask=dims < DIM, other=0.0).to(tl.float32) * (scale * LOG2_E)
     keys = residual + tl.load(residual_rows + sequence) * row_stride + (head // GROUP) * head_stride
-    count = tl.load(residual_tokens + sequence).to(tl.int32)
+    count = tl.load(residual_tokens + sequence).to(tl.int32) - (QUERIES - 1 - tl.program_id(1) % QUERIES)
     top, total, result = _empty_row(PADDED)
     for start in range(0, count, TILE):
         slot = start + tl.arange(0, TILE)
@@ -86,18 +91,21 @@ def decode_attention(
 
     Raises ValueError for a format or a GQA ratio without a kernel.
     """
-    batch, heads, dim = q.shape
+    heads, dim = q.shape[-2:]
     check_group(heads // pages.shape[1])
+    queries = q.shape[1] if q.dim() == 4 else 1
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    if batch == 0:
+    if q.numel() == 0:
         return out
-    q = q.contiguous()
+    q = q.contiguous().view(-1, heads, dim)
     table = last_contiguous(page_table)
-    splits, *parts = attend_history(fmt, q, pages, table, table.stride(0), num_pages.contiguous(), 1, scale, 1, dequant)
+    counts = num_pages.contiguous()
+    splits, *parts = attend_history(fmt, q, pages, table, table.stride(0), counts, 1, scale, queries, dequant)
     residual = last_contiguous(residual)
-    merge_splits[(heads, batch)](
+    merge_splits[(heads, q.shape[0])](
         q, residual, residual_rows.contiguous(), residual_tokens.contiguous(), *parts, out, float(scale),
         *residual.stride()[:4], splits,
-        HEADS=heads, GROUP=heads // pages.shape[1], DIM=dim, PADDED=next_power_of_2(dim), TILE=32, num_warps=4,
+        HEADS=heads, GROUP=heads // pages.shape[1], QUERIES=queries, DIM=dim, PADDED=next_power_of_2(dim), TILE=32,
+        num_warps=4,
     )  # fmt: skip
     return out

@@ -21,6 +21,7 @@ import triton.language as tl
 
 from .packed import larger_halves, reciprocal
 
+ROWS = tl.constexpr(8)  # query rows of a program: the narrow side of a product, half the rows of an operand
 _LEAST = tl.constexpr(127.0 / 65504.0)  # the least maximum whose inverse times 127 is a float16
 
 
@@ -41,6 +42,15 @@ def stack_rows(x, y):
 def unstack_rows(x):
     """[16, n] -> [8, n], its first rows and its last."""
     return tl.split(tl.permute(tl.reshape(x, (2, 8, x.shape[1])), (1, 2, 0)))
+
+
+@triton.jit
+def diagonal(x):
+    """[16, 8] -> [8, 4]: the even columns of its first rows plus the odd columns of its last."""
+    even, odd = tl.split(tl.permute(tl.reshape(x, (2, ROWS, 4, 2)), (1, 2, 0, 3)))
+    first, _ = tl.split(even)
+    _, last = tl.split(odd)
+    return first + last
 
 
 @triton.jit
@@ -71,7 +81,7 @@ def split_parts(x):
 
 @triton.jit
 def all_parts(x):
-    """[parts, rows, 4, n] -> that many tensors [rows, 4, n]."""
+    """[parts, a, b, c] -> that many tensors [a, b, c]."""
     if x.shape[0] == 1:
         return (tl.reshape(x, (x.shape[1], x.shape[2], x.shape[3])),)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import NamedTuple
 
 import triton.language as tl
@@ -10,6 +11,7 @@ from hack_kernels.page_format import PageFormat
 
 from .launch import next_power_of_2
 
+MAX_SLOTS = 4  # of 2 bits each in the numbers that list them
 CHUNK = 32  # K's channels that one tensor-core instruction contracts: 8 for each of those lanes
 
 
@@ -17,7 +19,8 @@ class Layout(NamedTuple):
     """Sizes, and byte offsets of the fields in a page, each a tl.constexpr as jitted code needs it.
 
     K's planes (one per field of a byte) are cut into chunks of CHUNK channels, V's into blocks of `v_rows` channels that lie in one plane
-    and one group; both are padded where head_dim is no power of two.
+    and one group; both are padded where head_dim is no power of two. A slot (see page_offsets.py) is a group of V, in the top plane or
+    not: v_slot_groups and v_block_slots list slots' groups and blocks' slots, 2 bits each, v_slot_tops which are in the top plane.
     """
 
     head_dim: tl.constexpr
@@ -29,6 +32,11 @@ class Layout(NamedTuple):
     v_bits: tl.constexpr
     v_planes: tl.constexpr
     v_groups: tl.constexpr
+    v_padded_groups: tl.constexpr
+    v_padded_channels: tl.constexpr
+    v_slot_groups: tl.constexpr
+    v_slot_tops: tl.constexpr
+    v_block_slots: tl.constexpr
     v_blocks: tl.constexpr
     v_rows: tl.constexpr
     v_padded: tl.constexpr
@@ -45,8 +53,12 @@ def layout_of(fmt: PageFormat) -> Layout:
     assert fmt.v_bits is not None
     check_format(fmt)
     k_planes, v_planes = 8 // fmt.k_bits, 8 // fmt.v_bits
-    v_blocks = max(v_planes, fmt.v_groups)
-    v_rows = fmt.head_dim // v_blocks
+    v_rows = gcd(fmt.head_dim // v_planes, fmt.group_channels)
+    v_blocks = fmt.head_dim // v_rows
+    # what a block's offset is made of: its group, and whether it lies in the top plane
+    block_slots = [(i * fmt.v_groups // v_blocks, i * v_planes // v_blocks == v_planes - 1) for i in range(v_blocks)]
+    slots = list(dict.fromkeys(block_slots))
+    assert len(slots) <= MAX_SLOTS
     sizes = {
         "head_dim": fmt.head_dim,
         "padded_dim": max(32, next_power_of_2(fmt.head_dim)),
@@ -57,6 +69,11 @@ def layout_of(fmt: PageFormat) -> Layout:
         "v_bits": fmt.v_bits,
         "v_planes": v_planes,
         "v_groups": fmt.v_groups,
+        "v_padded_groups": next_power_of_2(fmt.v_groups),
+        "v_padded_channels": next_power_of_2(fmt.group_channels),
+        "v_slot_groups": sum(group << 2 * i for i, (group, _top) in enumerate(slots)),
+        "v_slot_tops": sum(top << i for i, (_group, top) in enumerate(slots)),
+        "v_block_slots": sum(slots.index(slot) << 2 * i for i, slot in enumerate(block_slots)),
         "v_blocks": v_blocks,
         "v_rows": v_rows,
         "v_padded": max(16, next_power_of_2(v_rows)),
@@ -71,7 +88,3 @@ def check_format(fmt: PageFormat) -> None:
         raise ValueError(f"fmt: page_tokens={fmt.page_tokens} has no Triton kernel, only 64 has")
     if fmt.head_dim % 16 or fmt.head_dim > 256:
         raise ValueError(f"fmt: head_dim={fmt.head_dim} has no Triton kernel: it must be a multiple of 16 up to 256")
-    if fmt.v_groups & (fmt.v_groups - 1):
-        raise ValueError(
-            f"fmt: head_dim={fmt.head_dim} has {fmt.v_groups} V groups; Triton kernels need a power of two"
-        )

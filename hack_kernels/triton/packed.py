@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+FIRST_SCALE = tl.constexpr((127 - 20) << 23)  # the bits of E5M3's least, as float32
 _ROUND = tl.constexpr(
     1536.0
 )  # float16 numbers near it are 1 apart: adding it leaves the nearest integer in the low byte
@@ -47,27 +48,28 @@ def code_field(codes, BITS: tl.constexpr, FIELD: tl.constexpr, PTX: tl.constexpr
 
 @triton.jit
 def code_field_in_place(codes, BITS: tl.constexpr, FIELD: tl.constexpr, PTX: tl.constexpr):
-    """As code_field, times in_place_weight(BITS, FIELD): of 2-bit codes, a shift is saved where the sign bit allows."""
-    if BITS != 2 or FIELD == 0:
-        return code_field(codes, BITS, FIELD, PTX)
+    """uint8 bytes of packed codes -> int8, the code of a field times 2**(FIELD * BITS), in one instruction for four.
+
+    In the byte's top field the code less 2**(BITS - 1), as its highest bit, inverted, is the sign.
+    """
+    MASK: tl.constexpr = (2**BITS - 1) * 2 ** (FIELD * BITS)
     if not PTX:
-        if FIELD == 3:
-            return ((codes >> 2) & 0x30).to(tl.int8)
-        return (codes & (3 * 4**FIELD)).to(tl.int8)
-    if FIELD == 1:
+        if MASK >= 0x80:
+            return ((codes & MASK) ^ 0x80).to(tl.int8, bitcast=True)
+        return (codes & MASK).to(tl.int8)
+    if MASK == 0x03:
+        return _and(codes, "and.b32 $0, $1, 0x03030303;")
+    if MASK == 0x0C:
         return _and(codes, "and.b32 $0, $1, 0x0C0C0C0C;")
-    if FIELD == 2:
+    if MASK == 0x30:
         return _and(codes, "and.b32 $0, $1, 0x30303030;")
-    return _and(codes, "shr.b32 $0, $1, 2; and.b32 $0, $0, 0x30303030;")
-
-
-@triton.jit
-def in_place_weight(BITS: tl.constexpr, FIELD: tl.constexpr):
-    if BITS != 2 or FIELD == 0:
-        return 1.0
-    if FIELD == 1:
-        return 4.0
-    return 16.0
+    if MASK == 0x0F:
+        return _and(codes, "and.b32 $0, $1, 0x0F0F0F0F;")
+    if MASK == 0xC0:
+        return _and(codes, "lop3.b32 $0, $1, 0xC0C0C0C0, 0x80808080, 0x6A;")
+    if MASK == 0xF0:
+        return _and(codes, "lop3.b32 $0, $1, 0xF0F0F0F0, 0x80808080, 0x6A;")
+    return _and(codes, "xor.b32 $0, $1, 0x80808080;")
 
 
 @triton.jit
@@ -77,10 +79,10 @@ def _and(codes, ASM: tl.constexpr):
 
 @triton.jit
 def code_halves_in_place(codes, BITS: tl.constexpr, FIELD: tl.constexpr, PTX: tl.constexpr):
-    """uint8 bytes of packed codes -> float16, the code in bits FIELD * BITS and on times 2**(FIELD * BITS), exact."""
+    """uint8 bytes of packed codes -> float16, 1024 + the code in bits FIELD * BITS and on times 2**(FIELD * BITS), exact."""
     MASK: tl.constexpr = (2**BITS - 1) * 2 ** (FIELD * BITS)
     if not PTX:
-        return (codes & MASK).to(tl.float16)
+        return (codes & MASK).to(tl.float16) + 1024.0
     if MASK == 0x03:
         return _masked_halves(codes, "0x00030003")
     elif MASK == 0x0C:
@@ -99,11 +101,10 @@ def code_halves_in_place(codes, BITS: tl.constexpr, FIELD: tl.constexpr, PTX: tl
 
 @triton.jit
 def _masked_halves(codes, MASK: tl.constexpr):
-    """Bytes of each pair of halves beside the exponent of 1024, all but MASK of them cleared, less 1024."""
+    """Bytes of each pair of halves beside the exponent of 1024, all but MASK of them cleared."""
     return tl.inline_asm_elementwise(
-        "{.reg .b32 a, b, m; mov.b32 m, 0xE400E400; prmt.b32 a, $2, 0, 0x4140; prmt.b32 b, $2, 0, 0x4342;"
-        " lop3.b32 a, a, " + MASK + ", 0x64006400, 0xEA; lop3.b32 b, b, " + MASK + ", 0x64006400, 0xEA;"
-        " add.rn.f16x2 $0, a, m; add.rn.f16x2 $1, b, m;}",
+        "{.reg .b32 a, b; prmt.b32 a, $2, 0, 0x4140; prmt.b32 b, $2, 0, 0x4342;"
+        " lop3.b32 $0, a, " + MASK + ", 0x64006400, 0xEA; lop3.b32 $1, b, " + MASK + ", 0x64006400, 0xEA;}",
         "=&r,=&r,r",
         [codes],
         dtype=tl.float16,
@@ -128,19 +129,20 @@ def scale_halves(codes, PTX: tl.constexpr):
 
 
 @triton.jit
-def integer_halves(codes, PTX: tl.constexpr):
-    """int8 -> float16."""
+def offset_halves(codes, scale, base, PTX: tl.constexpr):
+    """int8 codes, float16 scale and base -> scale * (codes / 128 + 9 + base), the sum exact where it is a multiple of 1 / 128 below 8."""
     if PTX:
         return tl.inline_asm_elementwise(
-            "{.reg .b32 a, m, n; xor.b32 a, $2, 0x80808080; mov.b32 m, 0x64646464; mov.b32 n, 0xE480E480;"
-            " prmt.b32 $0, a, m, 0x4140; prmt.b32 $1, a, m, 0x4342; add.rn.f16x2 $0, $0, n; add.rn.f16x2 $1, $1, n;}",
-            "=&r,=&r,r",
-            [codes],
+            "{.reg .b32 a, m, n; xor.b32 a, $2, 0x80808080; mov.b32 m, 0x64646464; mov.b32 n, 0x20002000;"
+            " prmt.b32 $0, a, m, 0x4140; prmt.b32 $1, a, m, 0x4342; fma.rn.f16x2 $0, $0, n, $5;"
+            " fma.rn.f16x2 $1, $1, n, $6; mul.rn.f16x2 $0, $0, $3; mul.rn.f16x2 $1, $1, $4;}",
+            "=&r,=&r,r,r,r,r,r",
+            [codes, scale, base],
             dtype=tl.float16,
             is_pure=False,
             pack=4,
         )
-    return codes.to(tl.float16)
+    return (codes.to(tl.float32) * 0.0078125 + (base.to(tl.float32) + 9.0)).to(tl.float16) * scale
 
 
 @triton.jit
@@ -158,6 +160,16 @@ def multiply_halves(x, y, PTX: tl.constexpr):
     if PTX:
         return tl.inline_asm_elementwise(
             "mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [x, y], dtype=tl.float16, is_pure=True, pack=2
+        )
+    return x * y
+
+
+@triton.jit
+def multiply_halves_once(x, y, PTX: tl.constexpr):
+    """As multiply_halves, where x and y lie: the compiler may not repeat it in every lane that wants the product."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [x, y], dtype=tl.float16, is_pure=False, pack=2
         )
     return x * y
 

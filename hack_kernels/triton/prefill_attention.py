@@ -1,6 +1,6 @@
 """Attention of one prefill chunk for the GPU: history pages on their codes, then exact keys, causal, flash style.
 
-The history is attended by the decode kernel, several queries to a program, so that they share a page's expanded codes. Temporary
+The history is attended by the decode kernel, 8 rows of queries to a program, so that they share a page's expanded codes. Temporary
 memory is O(chunk): what the history contributes, once per split.
 """
 
@@ -22,7 +22,7 @@ from .history import attend_history, query_rows
 from .launch import INTERPRETED, TRITON_DTYPES, check_group, last_contiguous, next_power_of_2, query_terms
 from .page_scores import LOG2_E
 
-HISTORY_ROWS = 8  # 16 spill
+HISTORY_QUERIES = 8  # to a sequence of the decode kernel's: their rows fill its tiles of 8 at any GQA ratio
 EXACT_ROWS = 64
 EXACT_WARPS = 8  # 4 spill on sm_80
 
@@ -36,7 +36,7 @@ def attend_chunk(
     """Programs (tile of QUERIES queries, KV head): query i sees the first tokens - num_queries + i + 1 keys, and all of the splits."""
     tile = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
-    row, valid = query_rows(tile, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS)
+    row, valid = query_rows(tile, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS, 1)
     dims = tl.arange(0, PADDED)
     mask = valid[:, None] & (dims < DIM)[None, :]
     queries = split_terms(tl.load(q + row[:, None] * DIM + dims[None, :], mask=mask, other=0.0), DTYPE, TERMS)
@@ -88,7 +88,7 @@ def prefill_attention(
         splits, parts = 0, [q.new_empty(0, dtype=torch.float32)] * 3
     else:
         table, count = page_slots.contiguous(), torch.full_like(page_slots[:1], page_slots.shape[0])
-        splits, *parts = attend_history(fmt, q, pages, table, 0, count, 0, scale, max(1, HISTORY_ROWS // group))
+        splits, *parts = attend_history(fmt, q, pages, table, 0, count, 0, scale, HISTORY_QUERIES)
     k = last_contiguous(k)
     v = v.to(k.dtype)
     if v.stride() != k.stride():

@@ -32,13 +32,13 @@ def check_against_baseline(records: list[dict[str, Any]]) -> None:
 
 @needs_triton
 def test_the_decode_kernel_keeps_to_its_figures() -> None:
-    """k2v2 at head_dim 128 on sm_90: no spills, at most 1.9 instructions per KV value, and three quarters of fused dequantization's."""
+    """k2v2 at head_dim 128 on sm_90: no spills, at most 1.5 instructions per KV value, and fewer than fused dequantization."""
     records = compile_report(["sm_90"], ["k2v2"], [4], kernels=["decode_attention", "fused_dequant"])
     ours, dequant = records
     assert tuple(ours) == RECORD_KEYS
     assert ours["spill_bytes"] == 0
-    assert ours["instructions_per_kv_value"] <= 1.9
-    assert ours["instructions_per_kv_value"] <= 0.75 * dequant["instructions_per_kv_value"]
+    assert ours["instructions_per_kv_value"] <= 1.5
+    assert ours["instructions_per_kv_value"] < dequant["instructions_per_kv_value"]
     assert sum(ours["by_class"].values()) == pytest.approx(ours["instructions_per_kv_value"], abs=0.01)
     assert 0 < occupancy(ours) <= 1
     check_against_baseline(records)
@@ -57,6 +57,7 @@ def test_no_kernel_spills_more_or_grows(kernel: str) -> None:
     [
         ({"archs": ["sm_70"]}, "sm_70"),
         ({"kernels": ["softmax"]}, "softmax"),
+        ({"gqa": [17]}, "gqa=17"),
         ({"archs": ["sm_90"], "formats": ["k3v2"]}, "k3v2"),
         ({"archs": ["sm_90"], "formats": ["k2v2"], "head_dim": 72}, "head_dim"),
     ],

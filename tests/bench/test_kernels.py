@@ -256,9 +256,9 @@ def test_the_command_reports_on_compiled_kernels(monkeypatch, tmp_path):
     called = []
     monkeypatch.setattr("bench.compile.compile_report", lambda *args, **named: called.append((args, named)) or [])
     arguments = ["kernels", "--compile", "sm_80", "sm_90", "--format", "k2v2", "--json", str(tmp_path / "c.json")]
-    done = CliRunner().invoke(app, arguments)
+    done = CliRunner().invoke(app, [*arguments, "--gqa", "4", "16"])
     assert done.exit_code == 0, done.output
-    assert called == [((("sm_80", "sm_90"), ("k2v2",)), {"head_dim": 128})]
+    assert called == [((("sm_80", "sm_90"), ("k2v2",), (4, 16), 128), {})]
     assert json.loads((tmp_path / "c.json").read_text()) == []
 
 

@@ -16,6 +16,7 @@ CASES = [
     "formats",
     "shapes",
     "dtypes",
+    "several",
     "dequant",
     "poison",
     "extremes",

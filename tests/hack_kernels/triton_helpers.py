@@ -11,9 +11,10 @@ from hack_kernels.triton.packed import (
     code_field,
     code_field_in_place,
     code_halves_in_place,
-    integer_halves,
     larger_halves,
     multiply_halves,
+    multiply_halves_once,
+    offset_halves,
     quantize_halves,
     reciprocal,
     scale_halves,
@@ -34,7 +35,8 @@ def apply_to_bytes(x, out, HELPER: tl.constexpr, BITS: tl.constexpr, FIELD: tl.c
     elif HELPER == "scale_halves":
         result = scale_halves(codes, PTX)
     else:
-        result = integer_halves(codes.to(tl.int8, bitcast=True), PTX)
+        base = ((at // 16 % 8).to(tl.float32) * 0.125 - 9.0).to(tl.float16)
+        result = offset_halves(codes.to(tl.int8, bitcast=True), (at * 0.25).to(tl.float16), base, PTX)
     tl.store(out + at, result)
 
 
@@ -48,6 +50,8 @@ def apply_to_floats(x, y, out, HELPER: tl.constexpr, PTX: tl.constexpr):
         result = reciprocal(a, PTX)
     elif HELPER == "multiply_halves":
         result = multiply_halves(a.to(tl.float16), b.to(tl.float16), PTX)
+    elif HELPER == "multiply_halves_once":
+        result = multiply_halves_once(a.to(tl.float16), b.to(tl.float16), PTX)
     elif HELPER == "larger_halves":
         result = larger_halves(a.to(tl.float16), b.to(tl.float16), PTX)
     else:
@@ -66,7 +70,7 @@ def check_helpers() -> None:
             for field in range(8 // bits):
                 both = [_on_bytes(codes, dtype, helper, bits, field, way) for way in (False, True)]
                 assert torch.equal(*both), f"{helper} {bits} {field}"
-    for helper in ("scale_halves", "integer_halves"):
+    for helper in ("scale_halves", "offset_halves"):
         plain, ptx = (_on_bytes(codes, torch.float16, helper, 8, 0, way) for way in (False, True))
         assert torch.equal(plain.view(torch.int16), ptx.view(torch.int16)), helper
     x, y = torch.randn(2, 1024, generator=torch.Generator().manual_seed(0))
@@ -74,6 +78,7 @@ def check_helpers() -> None:
         ("to_halves", torch.float16),
         ("reciprocal", torch.float32),
         ("multiply_halves", torch.float16),
+        ("multiply_halves_once", torch.float16),
         ("larger_halves", torch.float16),
         ("quantize_halves", torch.int8),
     ):
