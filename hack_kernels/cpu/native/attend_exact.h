@@ -99,9 +99,9 @@ static void attend_exact_slice(const float* q, int64_t dp, int64_t head_dim, con
         for (int j = 0; j < N; ++j) acc[r][j] = fma(all(((const float*)&w[t])[r]), x[j], acc[r][j]);
     }
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j * VL < width; ++j) {
+      for (int j = 0; j < N; ++j) {  // to a fixed end, which keeps the accumulators in registers
         float* p = out + r * dp + c + j * VL;
-        store(p, fma(load(p), all(keep[r]), acc[r][j] * all(share[r])));
+        if (j * VL < width) store(p, fma(load(p), all(keep[r]), acc[r][j] * all(share[r])));
       }
   }
 }
