@@ -6,6 +6,7 @@ from the next step on: this one still attends it exactly. It knows nothing of sa
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,11 @@ from transport.messages import Job, JobStats
 
 @dataclass
 class DecodeSequence:
-    """A running job. `num_tokens` counts the tokens whose K and V are stored: prompt and generated, less the newest."""
+    """A running job. `num_tokens` counts the tokens whose K and V are stored: prompt and generated, less the newest.
+
+    `replay` are the tokens after `last_token` that are known already: the job was dropped, and its K and V are computed again. The
+    sampler and the finish rule are ahead: they know them all.
+    """
 
     job: Job
     reservation: Reservation
@@ -30,6 +35,7 @@ class DecodeSequence:
     last_token: int
     num_tokens: int
     generated: int = 1
+    replay: deque[int] = field(default_factory=deque)
 
     @property
     def pauses(self) -> bool:
@@ -46,13 +52,13 @@ class DecodeBatch:
     sequences: Sequence[DecodeSequence]
     tokens: torch.Tensor = field(init=False)  # int64 [batch]
     positions: torch.Tensor = field(init=False)  # int64 [batch]
-    logits_at: torch.Tensor = field(init=False)  # int64 [batch]
+    logits_at: torch.Tensor = field(init=False)  # int64 [sequences that are not replayed]
 
     def __post_init__(self) -> None:
         fmt, device = self.pool.fmt, self.pool.pages.device
         self.tokens = torch.tensor([s.last_token for s in self.sequences])
         self.positions = torch.tensor([s.num_tokens for s in self.sequences])
-        self.logits_at = torch.arange(len(self.sequences))
+        self.logits_at = torch.tensor([i for i, s in enumerate(self.sequences) if not s.replay], dtype=torch.int64)
         num_pages = [fmt.num_pages(s.num_tokens) for s in self.sequences]
         # one column more than pages are closed: the slot that this step may close into
         table = torch.zeros((len(self.sequences), max(num_pages) + 1), dtype=torch.int64)

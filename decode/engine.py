@@ -27,7 +27,7 @@ class Step:
     """What one step yields: a token per job, the jobs that failed in it, and those whose tool pause begins. All but the jobs that go on
     have left the batch.
 
-    `context_tokens` are those that all sequences of the batch held together.
+    `context_tokens` are those that all sequences of the batch held together; `replayed` counts sequences that took a known token.
     """
 
     outputs: list[tuple[DecodeSequence, TokenOutput]]
@@ -35,6 +35,7 @@ class Step:
     seconds: float
     context_tokens: int = 0
     paused: list[DecodeSequence] = field(default_factory=list)
+    replayed: int = 0
 
 
 class DecodeEngine:
@@ -75,12 +76,16 @@ class DecodeEngine:
         context_tokens = sum(sequence.num_tokens for sequence in sequences)
         batch = DecodeBatch(self._pool, sequences)
         logits = self._model.forward(batch.tokens, batch.positions, batch, batch.logits_at)
-        sampled, failed = _sample(sequences, logits)
+        sampled, failed = _sample([sequence for sequence in sequences if not sequence.replay], logits)
+        replayed = [sequence for sequence in sequences if sequence.replay]
+        for sequence in replayed:
+            _replay(sequence)
         outputs = [(sequence, self._advance(sequence, token)) for sequence, token in sampled]
         paused = [sequence for sequence, output in outputs if sequence.pauses and output.finish_reason is None]
+        paused += [sequence for sequence in replayed if sequence.pauses and not sequence.replay]
         for sequence in [*paused, *(sequence for sequence, _ in failed)]:
             del self._running[sequence.job.job_id]
-        step = Step(outputs, failed, time.monotonic() - started, context_tokens, paused)
+        step = Step(outputs, failed, time.monotonic() - started, context_tokens, paused, len(replayed))
         self._loop.call_soon_threadsafe(self._emit, step)
         return bool(self._running)
 
@@ -111,6 +116,13 @@ class DecodeEngine:
         failed = [(sequence, PackhorseError(f"decode failed: {error}")) for sequence in self._running.values()]
         self._running.clear()
         self._loop.call_soon_threadsafe(self._emit, Step([], failed, 0.0))
+
+
+def _replay(sequence: DecodeSequence) -> None:
+    """Takes the next known token instead of a sampled one."""
+    sequence.last_token = sequence.replay.popleft()
+    sequence.num_tokens += 1
+    sequence.generated += 1
 
 
 def _sample(

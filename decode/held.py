@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from decode.batch import DecodeSequence
 from decode.copier import HostCopy
 from decode.intake import Intake
-from transport.messages import Job
+from transport.messages import Job, Replay
 
 
 class State(enum.Enum):
@@ -27,9 +27,10 @@ class State(enum.Enum):
 
 @dataclass
 class Held:
-    """`moving` is the copy under way, or the last one; `copy` what lies in host memory; `gone` is set when nothing is left."""
+    """`replay`: of a job that was dropped before. `moving`: the last Preempt or Resume, under way or done. `copy`: what is on the host."""
 
     intake: Intake
+    replay: Replay | None = None
     state: State = State.RESERVED
     sequence: DecodeSequence | None = None
     moving: asyncio.Task[None] | None = None

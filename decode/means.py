@@ -17,11 +17,12 @@ class StepMeans:
     jobs: int = 0
 
     def add(self, step: Step) -> None:
-        if step.outputs and not step.failed:
+        jobs = len(step.outputs) + step.replayed
+        if jobs and not step.failed:
             self.steps += 1
             self.seconds += step.seconds
             self.context_tokens += step.context_tokens
-            self.jobs += len(step.outputs)
+            self.jobs += jobs
 
     @property
     def step_seconds(self) -> float:

@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import Any
 
 from decode.batch import DecodeSequence
@@ -85,6 +85,7 @@ class DecodeWorker(Worker):
             self._engine,
             self._copier,
             lambda message: self.agent.send(message),
+            self._free,
             self._fail,
         )
         bind = f"{self.config.link}://{self.config.data_bind}"
@@ -151,7 +152,7 @@ class DecodeWorker(Worker):
         except PackhorseError as error:
             self.failed(job.job_id, error)
             return
-        self._jobs[job.job_id] = Held(Intake(job, self._pool, reservation))
+        self._jobs[job.job_id] = Held(Intake(job, self._pool, reservation), message.replay)
         held_pages = reservation.shared_pages
         self.agent.send(Reserved(job_id=job.job_id, worker_id=self.worker_id, held_pages=held_pages))
 
@@ -193,23 +194,43 @@ class DecodeWorker(Worker):
     def ended(self, message: StreamEnd) -> None:
         held = self._held(message.job_id, State.RECEIVING)
         held.intake.complete(message)
-        job, token = held.intake.job, message.first_token.token_id
-        sampler = SamplerState(job.sampling, job.prompt)
-        sampler.record(token)
-        finish = FinishRule(job, self.tokenizer, self.model.info.eos_token_ids)
-        reason, _ = finish.push(token)
-        if reason is not None:
-            raise PackhorseError(f"job {job.job_id}: token 1 ended it ({reason}), yet it was shipped")
+        held.sequence = self._sequence(held, message)
         held.state = State.RUNNING
         assert self._engine is not None
-        stats = message.stats.model_copy(update={"decode_worker": self.worker_id})
-        held.sequence = DecodeSequence(
-            job, self._pool.share(job.job_id), sampler, finish, stats, token, num_tokens=len(job.prompt)
-        )
-        if held.sequence.pauses:
+        if held.sequence.pauses and not held.sequence.replay:
             self._pause(held)
         else:
             self._engine.add(held.sequence)
+
+    def _sequence(self, held: Held, message: StreamEnd) -> DecodeSequence:
+        """The job after token 1; one that was dropped has its other tokens before it."""
+        job, stats, first = (
+            held.job,
+            message.stats.model_copy(update={"decode_worker": self.worker_id}),
+            message.first_token.token_id,
+        )
+        tokens = held.replay.tokens if held.replay is not None else (first,)
+        if first != tokens[0]:
+            raise PackhorseError(f"job {job.job_id}: it came with token 1 {first}, and is to go on after {tokens[0]}")
+        sampler, finish = (
+            SamplerState(job.sampling, job.prompt),
+            FinishRule(job, self.tokenizer, self.model.info.eos_token_ids),
+        )
+        for index, token in enumerate(tokens):
+            sampler.record(token)
+            reason, _ = finish.push(token)
+            if reason is not None:
+                raise PackhorseError(f"job {job.job_id}: token {index + 1} ended it ({reason}), yet it was shipped")
+        return DecodeSequence(
+            job,
+            self._pool.share(job.job_id),
+            sampler,
+            finish,
+            stats.after(held.replay.stats) if held.replay is not None else stats,
+            first,
+            num_tokens=len(job.prompt),
+            replay=deque(tokens[1:]),
+        )
 
     def aborted(self, job_id: str, error: PackhorseError) -> None:
         held = self._jobs.get(job_id)

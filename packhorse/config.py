@@ -104,7 +104,11 @@ class DecodeConfig(WorkerConfig):
     prefix_cache: bool = Field(
         default=True, description="keep the pages of prompts, and use them for prompts that begin alike"
     )
-    host_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="host memory for the pages of preempted jobs")
+    host_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=0,
+        description="host memory for the pages of preempted jobs; with 0 they are dropped and computed again",
+    )
 
 
 AnyConfig = TypeVar("AnyConfig", bound=ProcessConfig)

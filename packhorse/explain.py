@@ -50,7 +50,7 @@ def described(job: Job) -> Iterator[str]:
         expected = f", {job['expected_seconds']:.3f} s expected" if job["expected_seconds"] else ""
         yield _row("took", f"{job['took_seconds']:.3f} s from placement to end{expected}")
     if job["preemptions"]:
-        yield _row("preempted", f"{job['preemptions']} x")
+        yield _row("preempted", "; ".join([f"{job['preemptions']} x", *map(_eviction, job["evictions"])]))
 
 
 def in_a_line(job: Job) -> str:
@@ -65,6 +65,13 @@ def _fate(job: Job) -> str:
     if job["outcome"]:
         return f"{job['outcome']}: {job['error']}" if job["error"] else str(job["outcome"])
     return f"{job['stage']}, {job['generated_tokens']} tokens so far"
+
+
+def _eviction(eviction: Job) -> str:
+    """to host memory at 57 tokens (0.004 s both ways, 0.210 s to compute again)"""
+    way = "to host memory" if eviction["way"] == "swap" else "dropped"
+    swap = "no room there" if eviction["swap_seconds"] is None else f"{eviction['swap_seconds']:.3f} s both ways"
+    return f"{way} at {eviction['generated_tokens']} tokens ({swap}, {eviction['drop_seconds']:.3f} s to compute again)"
 
 
 def _prediction(job: Job) -> str:

@@ -37,6 +37,7 @@ class PrefillSequence:
     sampler: SamplerState
     finish: FinishRule
     kv: torch.Tensor  # [layers, 2, kv_heads, prompt_tokens, head_dim], the scratch
+    first_token: int | None = None  # of a job that was dropped: token 1 is not sampled
     held_pages: int = 0  # the prompt's first ones, which the decode worker has: they are not handed over
     done_tokens: int = 0
     seconds: float = 0.0

@@ -51,14 +51,16 @@ class PrefillEngine:
         """Every `prefill` must have ended or been cancelled before."""
         await asyncio.to_thread(self._thread.stop, timeout_seconds)
 
-    async def prefill(self, job: Job, outlet: Outlet | None, held_pages: int = 0) -> FirstToken:
-        """Computes the prompt and samples token 1; its first `held_pages` are not handed over.
+    async def prefill(
+        self, job: Job, outlet: Outlet | None, held_pages: int = 0, first_token: int | None = None
+    ) -> FirstToken:
+        """Computes the prompt and samples token 1, or takes `first_token` for it; its first `held_pages` are not handed over.
 
         Raises PackhorseError when the model's output cannot be used.
         """
         result: asyncio.Future[FirstToken] = self._loop.create_future()
         self._results[job.job_id] = result
-        self._thread.submit(lambda: self._add(job, outlet, held_pages))
+        self._thread.submit(lambda: self._add(job, outlet, held_pages, first_token))
         try:
             return await result
         except asyncio.CancelledError:
@@ -80,7 +82,7 @@ class PrefillEngine:
 
     # ---- on the engine's thread
 
-    def _add(self, job: Job, outlet: Outlet | None, held_pages: int) -> None:
+    def _add(self, job: Job, outlet: Outlet | None, held_pages: int, first_token: int | None) -> None:
         try:
             self._sequences[job.job_id] = PrefillSequence(
                 job=job,
@@ -89,6 +91,7 @@ class PrefillEngine:
                 finish=FinishRule(job, self._tokenizer, self._model.info.eos_token_ids),
                 kv=PrefillSequence.scratch(self._model.info, len(job.prompt)),
                 held_pages=held_pages,
+                first_token=first_token,
             )
         except (PackhorseError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             self._fail(job.job_id, _as_packhorse(error))
@@ -115,7 +118,7 @@ class PrefillEngine:
             sequence = piece.sequence
             del self._sequences[sequence.job.job_id]
             try:
-                (sampled,) = sample(row[None], [sequence.sampler])
+                sampled = _first_token(sequence, row)
             except PackhorseError as error:
                 self._fail(sequence.job.job_id, error)
                 continue
@@ -145,6 +148,14 @@ class PrefillEngine:
                 future.set_exception(error)
 
         self._loop.call_soon_threadsafe(deliver)
+
+
+def _first_token(sequence: PrefillSequence, row: torch.Tensor) -> Sampled:
+    """row float32 [vocab] -> token 1, unless it is known already. Raises PackhorseError for logits that hold no answer."""
+    if sequence.first_token is not None:
+        return Sampled(sequence.first_token)
+    (sampled,) = sample(row[None], [sequence.sampler])
+    return sampled
 
 
 def _as_packhorse(error: Exception) -> PackhorseError:

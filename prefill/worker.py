@@ -130,14 +130,16 @@ class PrefillWorker(Worker):
         stream = sender.open(start.job.job_id, start.job.priority)
         self._leases[start.job.job_id] = stream
         try:
-            first = await self._engine.prefill(start.job, _StreamOutlet(stream, self.loop), start.held_pages)
+            outlet = _StreamOutlet(stream, self.loop)
+            first = await self._engine.prefill(start.job, outlet, start.held_pages, start.first_token)
             if first.finish_reason is not None:
                 stream.abort(JobCancelledError(f"token 1 ended the job ({first.finish_reason})"))
                 self._finish(start, first, self._stats(start, first, stream.bytes_sent))
                 return
             stats = self._stats(start, first, first.shipped_bytes)
             output = self._output(start, first, stats)
-            self.send_tokens(start.job.reply_to, [output])
+            if start.first_token is None:
+                self.send_tokens(start.job.reply_to, [output])
             shipping = time.monotonic()
             await stream.finish(self._end(start, output, stats), ACK_SECONDS)
             self._bytes_shipped += stats.bytes_shipped

@@ -169,7 +169,7 @@ class SchedulerCore:
             if known is not None:
                 self._lose(known, "it registered anew", now)
             worker = self.workers.add(info, peer, now)
-            self._size_queued()
+            self._size_queued(now)
         except PackhorseError as error:
             log.error("refused %s worker %s: %s", info.role, info.worker_id, error)
             self._send(peer, Rejected(error=ErrorInfo.of(error)))
@@ -181,13 +181,15 @@ class SchedulerCore:
         heartbeat, timeout = self.config.heartbeat_seconds, self.config.worker_timeout_seconds
         self._send(peer, Registered(epoch=self.epoch, heartbeat_seconds=heartbeat, timeout_seconds=timeout))
 
-    def _size_queued(self) -> None:
-        """The first worker after none may bring another layout: jobs that waited meanwhile need other pages."""
+    def _size_queued(self, now: float) -> None:
+        """The first worker after none may bring another layout: jobs that waited meanwhile need other pages, or cannot go on."""
         layout = self.workers.layout
         if len(self.workers) == 1 and layout is not None:
-            for job in self.jobs.values():
-                if job.state is JobState.QUEUED and job.needs_decode:
-                    job.pages = job.run_pages = pages_needed(job.job, layout)
+            for job in [job for job in self.jobs.values() if job.state is JobState.QUEUED and job.needs_decode]:
+                job.pages = job.run_pages = pages_needed(job.job, layout)
+                if job.replay is not None:
+                    lost = "all workers were lost while the job was preempted and queued, with some of its tokens generated"
+                    self._life.end(job, failed(WorkerLostError(lost)), now)
 
     def _on_heartbeat(self, peer: bytes, message: Heartbeat, now: float) -> None:
         worker = self.workers.heard_from(message.worker_id, peer)
@@ -260,7 +262,10 @@ class SchedulerCore:
         job, worker = self._job_at(peer, message), self.workers.get(message.worker_id)
         if job is not None and worker is not None and worker.worker_id in job.holds:
             self.experience.moved(worker, message)
-            self.preemption.is_out(worker, job, message.number)
+            if message.replay is not None:
+                self._life.requeue(job, worker, message.number, message.replay, now)
+            else:
+                self.preemption.is_out(worker, job, message.number)
 
     def _on_resumed(self, peer: bytes, message: Resumed, now: float) -> None:
         job, worker = self._job_at(peer, message), self.workers.get(message.worker_id)

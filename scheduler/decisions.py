@@ -8,12 +8,15 @@ from typing import Any
 
 from packhorse.errors import PackhorseError
 from scheduler.cost import ErrorWindow
+from scheduler.eviction import Eviction
 from scheduler.forecast import LEVELS
 from scheduler.jobs import DONE, TrackedJob, failed
 from scheduler.placement import Pair
+from transport.messages import Eviction as ToldEviction
 from transport.messages import Explanation, Job
 
 MOST = 4096
+MOST_EVICTIONS = 8  # of one job
 
 
 class Decisions:
@@ -56,6 +59,19 @@ class Decisions:
             expected_seconds=pair.seconds,
             why=pair.why,
         )
+
+    def evicted(self, job: TrackedJob, worker_id: str, eviction: Eviction) -> None:
+        """The job gives way to another on its decode worker."""
+        known = self._decisions.get(job.job_id)
+        if known is not None:
+            told = ToldEviction(
+                worker_id=worker_id,
+                way="drop" if eviction.drop else "swap",
+                swap_seconds=eviction.swap_seconds,
+                drop_seconds=eviction.drop_seconds,
+                generated_tokens=job.progress.generated,
+            )
+            known["evictions"] = (*known.get("evictions", ()), told)[-MOST_EVICTIONS:]
 
     def ended(self, job: TrackedJob, now: float) -> None:
         """The job has its outcome."""

@@ -36,16 +36,20 @@ class TypicalCost:
     def step_seconds(self, context_tokens: int, batch: int) -> float:
         return self._cost.step_seconds(context_tokens, batch)
 
+    def transfer_seconds(self, num_bytes: int) -> float:
+        a, b = self._cost.transfer.coefficients
+        return a + b * num_bytes
+
     def refresh(self, cost: CostModel, workers: Workers, now: float) -> None:
         """Takes the median of each coefficient over the workers of its role, at most every REFRESH_SECONDS."""
         if self._at is not None and now - self._at < REFRESH_SECONDS:
             return
         self._at = now
-        roles: tuple[Role, Role] = ("prefill", "decode")
-        for role in roles:
-            fits = [getattr(cost.worker(worker.worker_id), role).coefficients for worker in workers.of_role(role)]
+        kinds: tuple[tuple[str, Role], ...] = (("prefill", "prefill"), ("transfer", "prefill"), ("decode", "decode"))
+        for kind, role in kinds:
+            fits = [getattr(cost.worker(worker.worker_id), kind).coefficients for worker in workers.of_role(role)]
             if fits:
-                getattr(self._cost, role).coefficients = tuple(median(column) for column in zip(*fits, strict=True))
+                getattr(self._cost, kind).coefficients = tuple(median(column) for column in zip(*fits, strict=True))
 
 
 class Experience:

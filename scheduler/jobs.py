@@ -1,13 +1,18 @@
 """The state machine of one job. Pure: no I/O, no clock (`now` is passed in, in seconds), no knowledge of other jobs or messages.
 
     QUEUED --place--> RESERVING --reserved--> PREFILLING --prefilled--> DECODING --decoded--> ENDED
-       |                  |                       |  ^                      |
-       |                  |                       |  +-- no decode worker: straight from QUEUED
+     ^ |                  |                       |  ^                    | |
+     | |                  |                       |  +-- no decode worker: straight from QUEUED
+     | |                  |                       |                       | |
+     +-+------------------+-----------------------+------- requeued ------+ |
+       |                  |                       |                         |
        +------------------+-----------------------+-------- end() ----------+--> RELEASING --dropped--> ENDED
 
 A job ends with one `Outcome`, the first. It is in RELEASING while a worker may still hold something of it, and every state but
-ENDED has a deadline. A method that gets word which does not fit the state (late, twice, from another worker) changes nothing
-and returns False. The prefill and the decode worker report over different connections, so `decoded` may come before `prefilled`.
+ENDED has a deadline. A preempted job whose pages were dropped is queued again (`requeued`), with the deadline that it had: from token 1
+to the last it has the time for decoding, however often it starts anew. A method that gets word which does not fit the state (late,
+twice, from another worker) changes nothing and returns False. The prefill and the decode worker report over different connections, so
+`decoded` may come before `prefilled`.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from enum import StrEnum
 from packhorse.errors import PackhorseError
 from scheduler.forecast import Forecast
 from scheduler.progress import Progress
-from transport.messages import Job, JobStats, KVLayout, Role
+from transport.messages import Job, JobStats, KVLayout, Replay, Role
 from transport.page_digest import PageDigests
 
 
@@ -32,12 +37,13 @@ class JobState(StrEnum):
 
 
 class Swap(StrEnum):
-    """Where a job's pages are on its decode worker: on the device, leaving it, out in host memory, or returning.
+    """Where a job's pages are on its decode worker: on the device, leaving it, out in host memory, or returning; or being dropped.
 
     On their way they take room in both: memory is free once a copy is done.
     """
 
     IN = "in"
+    DROPPING = "dropping"
     LEAVING = "leaving"
     OUT = "out"
     RETURNING = "returning"
@@ -48,7 +54,7 @@ class Swap(StrEnum):
 
     @property
     def on_host(self) -> bool:
-        return self is not Swap.IN
+        return self is not Swap.IN and self is not Swap.DROPPING
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class TrackedJob:
     value tells whether the worker has been told of the job, so that it must be asked to release it. `run_pages` are the device
     pages that it needs to go on decoding; `forecast`, `progress` and `pause` are what policies judge by; `context_tokens` is the
     mean of its context over its predicted life. `held_pages` of the prompt its decode worker holds already: they are not sent.
+    `replay` is set once the job was dropped.
     """
 
     job: Job
@@ -130,10 +137,14 @@ class TrackedJob:
     progress: Progress = field(init=False)
     run_pages: int = field(init=False)
     held_pages: int = 0
+    replay: Replay | None = None
     swap: Swap = Swap.IN
     preemptions: int = 0
     pause: ToolPause | None = field(init=False)  # None once it is over
     paused: bool = False  # it stands still for its tool
+    _queued_at: float = field(init=False)
+    _queued_before: float = 0.0  # seconds in the queue in earlier attempts
+    _decode_by: float | None = None
     _digests: tuple[KVLayout, PageDigests] | None = None
 
     def __post_init__(self) -> None:
@@ -141,6 +152,7 @@ class TrackedJob:
         self.job_id, self.prompt_tokens = self.job.job_id, len(self.job.prompt)
         self.total_tokens, self.needs_decode = self.prompt_tokens + most, most > 1
         self.deadline = self.submitted_at + self.limits.queued
+        self._queued_at = self.submitted_at
         self.believe(Forecast.unknown(most))
         self.progress = Progress(self.submitted_at)
         self.run_pages = self.pages
@@ -173,7 +185,7 @@ class TrackedJob:
         assert bool(decode_worker) == self.needs_decode
         self.prefill_worker, self.decode_worker = prefill_worker, decode_worker
         self.holds = {prefill_worker: not decode_worker}
-        self.queue_seconds = now - self.submitted_at
+        self.queue_seconds = self._queued_before + now - self._queued_at
         if decode_worker:
             self.holds[decode_worker] = True
         self._enter(JobState.RESERVING if decode_worker else JobState.PREFILLING, now)
@@ -182,7 +194,7 @@ class TrackedJob:
         """The decode worker holds the pages: the prefill worker is told now."""
         if self.state is not JobState.RESERVING or worker_id != self.decode_worker:
             return False
-        self.queue_seconds = now - self.submitted_at
+        self.queue_seconds = self._queued_before + now - self._queued_at
         self.holds[self.prefill_worker] = True
         self._enter(JobState.PREFILLING, now)
         return True
@@ -193,10 +205,23 @@ class TrackedJob:
             return False
         if not self.dropped(worker_id):
             return False
-        self.stats = merge(self.stats, stats)
+        self.stats = merge(self.stats, stats.after(self.replay.stats) if self.replay is not None else stats)
         self.ended_by_prefill = ended
         if self.state is JobState.PREFILLING and not ended and self.decode_worker:
             self._enter(JobState.DECODING, now)
+            self.deadline = self._decode_by = self.deadline if self._decode_by is None else self._decode_by
+        return True
+
+    def requeued(self, worker_id: str, replay: Replay, now: float) -> bool:
+        """The decode worker has dropped the job, which waits for a pair again. Its stats go on from those of this attempt."""
+        if self.state is not JobState.DECODING or worker_id != self.decode_worker or not self.dropped(worker_id):
+            return False
+        self.replay = replay.model_copy(update={"stats": merge(self.stats, replay.stats)})
+        self.stats, self.swap, self.held_pages, self.paused = NOTHING, Swap.IN, 0, False
+        self.prefill_worker = self.decode_worker = ""
+        self._queued_before, self._queued_at = self.queue_seconds, now
+        self.progress.generated = len(replay.tokens)
+        self.state = JobState.QUEUED
         return True
 
     def decoded(self, worker_id: str, stats: JobStats) -> bool:
@@ -235,6 +260,13 @@ class TrackedJob:
         }
         own = {"prompt_tokens": self.prompt_tokens, "queue_seconds": self.queue_seconds}
         return self.stats.model_copy(update={**names, **own})
+
+    @property
+    def limit(self) -> tuple[str, float]:
+        """What its deadline is for, and the seconds that it had for that."""
+        if self.state is JobState.QUEUED and self.replay is not None:
+            return "decoding, and then preempted and queued,", self.limits.decoding
+        return self.state.value, self.limits.of(self.state)
 
     def _enter(self, state: JobState, now: float) -> None:
         self.state = state

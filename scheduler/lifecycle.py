@@ -16,8 +16,9 @@ from packhorse.errors import DeadlineError
 from scheduler.backlog import Backlog
 from scheduler.deadlines import Deadlines
 from scheduler.decisions import Decisions
+from scheduler.eviction import Eviction
 from scheduler.experience import Experience
-from scheduler.jobs import DONE, JobState, Outcome, StateSeconds, TrackedJob, failed
+from scheduler.jobs import DONE, JobState, Outcome, StateSeconds, Swap, TrackedJob, failed
 from scheduler.overload import Overload
 from scheduler.pauses import Pauses
 from scheduler.placement import Pair, Placement
@@ -34,6 +35,7 @@ from transport.messages import (
     Placed,
     Preempt,
     Release,
+    Replay,
     Reserve,
     Resume,
     StartPrefill,
@@ -58,7 +60,7 @@ class Lifecycle:
         self.totals: Counter[str] = Counter()
         self.num_preemptions = 0
         self.decisions = Decisions()
-        self.preemption = Preemption(policy, workers, self._stop, self._call_back)
+        self.preemption = Preemption(policy, workers, experience, self._stop, self._call_back)
         self.pauses = Pauses(policy, self.preemption, self._call_back)
         self.limits = StateSeconds(
             queued=config.queue_seconds,
@@ -115,7 +117,7 @@ class Lifecycle:
         else:
             pair.decode.hold(job)
             self.watch(job)
-            reserve = Reserve(job=job.job, pages=job.pages, prefill_worker=job.prefill_worker)
+            reserve = Reserve(job=job.job, pages=job.pages, prefill_worker=job.prefill_worker, replay=job.replay)
             self._send(pair.decode.peer, reserve)
 
     def _startable_head(self, now: float) -> TrackedJob | None:
@@ -134,6 +136,7 @@ class Lifecycle:
             data_address=decode.info.data_address if decode is not None else None,
             queue_seconds=job.queue_seconds,
             held_pages=job.held_pages,
+            first_token=job.replay.tokens[0] if job.replay is not None else None,
         )
         self._send(prefill.peer, start)
         placed = Placed(
@@ -164,10 +167,24 @@ class Lifecycle:
         """The job has a new deadline."""
         self._deadlines.set(job.job_id, job.deadline)
 
-    def _stop(self, worker: Worker, job: TrackedJob) -> None:
+    def _stop(self, worker: Worker, job: TrackedJob, eviction: Eviction) -> None:
         self.num_preemptions += 1
-        log.info("job %s is preempted on %s", job.job_id, worker.worker_id)
-        self._send(worker.peer, Preempt(job_id=job.job_id, number=job.preemptions))
+        self.decisions.evicted(job, worker.worker_id, eviction)
+        log.info(
+            "job %s is preempted on %s, %s", job.job_id, worker.worker_id, "dropped" if eviction.drop else "swapped"
+        )
+        self._send(worker.peer, Preempt(job_id=job.job_id, number=job.preemptions, drop=eviction.drop))
+
+    def requeue(self, job: TrackedJob, worker: Worker, number: int, replay: Replay, now: float) -> None:
+        """The worker says that it has dropped the job, as the job's preemption of that number asked for."""
+        if job.swap is not Swap.DROPPING or number != job.preemptions or job.state is not JobState.DECODING:
+            return  # one that ends anyway: its release is on its way
+        worker.drop(job.job_id)
+        self.preemption.gone(worker.worker_id, job.job_id)
+        self.pauses.gone(job.job_id)
+        job.requeued(worker.worker_id, replay, now)
+        self._policy.add(job, now)
+        self.watch(job)
 
     def _call_back(self, worker: Worker, job: TrackedJob) -> None:
         log.info("job %s is resumed on %s", job.job_id, worker.worker_id)
@@ -188,8 +205,8 @@ class Lifecycle:
         """The job has been in its state for too long. Released, it is forgotten: no worker can keep it here for ever."""
         if job.state is not JobState.RELEASING:
             held = f" at {' and '.join(job.holds)}" if job.holds else ""
-            limit = self.limits.of(job.state)
-            self.end(job, failed(DeadlineError(f"the job was {job.state.value}{held} for more than {limit:g} s")), now)
+            stage, limit = job.limit
+            self.end(job, failed(DeadlineError(f"the job was {stage}{held} for more than {limit:g} s")), now)
             return
         for worker_id in list(job.holds):
             log.error("worker %s did not release job %s within %g s", worker_id, job.job_id, self.limits.releasing)

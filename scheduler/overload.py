@@ -3,7 +3,7 @@
 A job is shed when it is submitted, not when its deadline has passed: it is refused where its predicted wait in the queue exceeds the
 queue's deadline, or its predicted token 1 the TTFT that was set. Queued jobs of a lower class that would go before it are shed in
 its stead, the newest of the lowest class first, until it fits; likewise one of a lower class where the queue is full. Running jobs
-are never shed.
+are never shed, nor those that are queued again after they ran.
 """
 
 from __future__ import annotations
@@ -87,6 +87,6 @@ def _bounded(seconds: float) -> float:
 
 
 def _worst_first(jobs: Iterable[TrackedJob]) -> list[TrackedJob]:
-    """The lowest class first, and in it the newest."""
-    newest_first = list(jobs)[::-1]  # for ties
+    """The lowest class first, and in it the newest; without those that have begun."""
+    newest_first = [job for job in jobs if job.replay is None][::-1]  # for ties
     return sorted(newest_first, key=lambda job: (job.priority, -job.submitted_at))

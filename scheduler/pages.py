@@ -8,9 +8,18 @@ from __future__ import annotations
 import re
 
 from transport.messages import Job, KVLayout
-from transport.payload_sizes import num_pages
+from transport.payload_sizes import num_pages, page_layer_bytes, residual_bytes
 
-__all__ = ["KV_FORMATS", "LAYOUT_VERSION", "PAGE_TOKENS", "SINK_TOKENS", "num_pages", "page_bytes", "pages_needed"]
+__all__ = [
+    "KV_FORMATS",
+    "LAYOUT_VERSION",
+    "PAGE_TOKENS",
+    "SINK_TOKENS",
+    "num_pages",
+    "page_bytes",
+    "pages_needed",
+    "stored_bytes",
+]
 
 PAGE_TOKENS = 64
 SINK_TOKENS = 4
@@ -25,6 +34,13 @@ _ALIGNMENT = 16
 def pages_needed(job: Job, layout: KVLayout) -> int:
     """Pages to reserve: those of the longest sequence that the job can become."""
     return num_pages(len(job.prompt) + job.sampling.max_tokens, layout)
+
+
+def stored_bytes(tokens: int, layout: KVLayout) -> int:
+    """Of a sequence of `tokens`: its closed pages and its residual, in all layers."""
+    pages = num_pages(tokens, layout)
+    rest = residual_bytes(layout, tokens - pages * layout.page_tokens)
+    return layout.layers * (pages * page_layer_bytes(layout) + rest)
 
 
 def page_bytes(kv_format: str, head_dim: int, dtype_bytes: int, page_tokens: int = PAGE_TOKENS) -> int:

@@ -1,9 +1,9 @@
 """Preemption on decode workers: which running jobs give way, and when they come back, as the policy plans.
 
-Acts only where the policy preempts and the worker has host memory to move pages to. A job is first asked to leave (LEAVING), counts on the
-device until the worker says that it is out, and counts there again from the moment it is called back. A worker has one round of leaving
-under way at a time, and no job has rounds on two workers, so that no more jobs are stopped than needed. Knows nothing of messages: `stop`
-and `call_back` send them.
+Acts only where the policy preempts. A job is first asked to leave, counts on the device until the worker says that it is out, and counts
+there again from the moment it is called back; one whose pages are dropped leaves for the queue (scheduler/eviction.py decides). A
+worker has one round of leaving under way at a time, and no job has rounds on two workers, so that no more jobs are stopped than needed.
+Knows nothing of messages: `stop` and `call_back` send them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from scheduler.eviction import Eviction, choose_eviction, drop_seconds, swap_seconds
+from scheduler.experience import Experience
 from scheduler.jobs import JobState, Swap, TrackedJob
 from scheduler.policies import Policy, Room, RunPlan
 from scheduler.workers import Worker, Workers
@@ -32,10 +34,11 @@ class Preemption:
         self,
         policy: Policy,
         workers: Workers,
-        stop: Callable[[Worker, TrackedJob], None],
+        experience: Experience,
+        stop: Callable[[Worker, TrackedJob, Eviction], None],
         call_back: Callable[[Worker, TrackedJob], None],
     ) -> None:
-        self._policy, self._workers = policy, workers
+        self._policy, self._workers, self._experience = policy, workers, experience
         self._stop, self._call_back = stop, call_back
         self._rounds: dict[str, Round] = {}  # by worker
         self._out: dict[str, set[str]] = {}  # by worker: jobs that are out
@@ -86,7 +89,10 @@ class Preemption:
         if fits and job.state is JobState.DECODING and job.swap is Swap.IN:
             worker.move(job, Swap.LEAVING)
             job.preemptions += 1
-            self._stop(worker, job)
+            way = Eviction(
+                False, swap_seconds(job, worker, self._experience), drop_seconds(job, worker, self._experience)
+            )
+            self._stop(worker, job, way)
 
     def make_room(self, head: TrackedJob, now: float) -> None:
         """`head` fits no decode worker. Stops jobs of one where the policy would rather run it."""
@@ -131,7 +137,7 @@ class Preemption:
 
     def _may_ask(self, worker: Worker) -> bool:
         """Whether jobs of the worker may be asked to leave."""
-        return worker.info.host_pages > 0 and worker.worker_id not in self._rounds
+        return worker.worker_id not in self._rounds
 
     def _give_way(self, worker: Worker, head: TrackedJob, now: float) -> bool:
         plan = self._plan(worker, [head], now)
@@ -147,24 +153,27 @@ class Preemption:
     def _stop_until(self, worker: Worker, job: TrackedJob, plan: RunPlan, now: float) -> bool:
         """Stops running jobs of the plan's waiting ones, the last first, until `job` will fit; nobody where that is not enough."""
         pages, places = job.pages - worker.free_pages, 1 - (worker.info.max_jobs - worker.device_jobs)
-        victims: list[TrackedJob] = []
+        host_pages = worker.info.host_pages - worker.host_pages_used
+        victims: list[tuple[TrackedJob, Eviction]] = []
         for victim in reversed(plan.wait):
             if pages <= 0 and places <= 0:
                 break
-            if _is_running(victim) and victim.job_id in worker.jobs:
-                victims.append(victim)
+            if not (_is_running(victim) and victim.job_id in worker.jobs):
+                continue
+            eviction = choose_eviction(victim, worker, host_pages, self._experience)
+            if eviction is not None:
+                victims.append((victim, eviction))
                 pages, places = pages - victim.pages, places - 1
-        taken = sum(victim.pages for victim in victims)
-        if pages > 0 or places > 0 or worker.host_pages_used + taken > worker.info.host_pages:
+                host_pages -= 0 if eviction.drop else victim.pages
+        if not victims or pages > 0 or places > 0:
             return False
-        if victims:
-            self._rounds[worker.worker_id] = Round(job.job_id, {victim.job_id for victim in victims})
-        for victim in victims:
-            worker.move(victim, Swap.LEAVING)
+        self._rounds[worker.worker_id] = Round(job.job_id, {victim.job_id for victim, _ in victims})
+        for victim, eviction in victims:
+            worker.move(victim, Swap.DROPPING if eviction.drop else Swap.LEAVING)
             victim.preemptions += 1
             victim.progress.wait(now)
-            self._stop(worker, victim)
-        return bool(victims)
+            self._stop(worker, victim, eviction)
+        return True
 
 
 def _is_running(job: TrackedJob) -> bool:

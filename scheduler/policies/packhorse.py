@@ -118,7 +118,8 @@ class Packhorse(RankedPolicy):
     # ---- what the forecasts were worth
 
     def add(self, job: TrackedJob, now: float) -> None:
-        self._expected[job.job_id] = self._tokens(job, job.forecast), self._use(job)
+        if job.job_id not in self._expected:  # else it comes again, after it was dropped
+            self._expected[job.job_id] = self._tokens(job, job.forecast), self._use(job)
         super().add(job, now)
 
     def observe(self, job: TrackedJob, output_tokens: int, now: float) -> None:

@@ -1,7 +1,8 @@
 """A simulated decode worker: holds reservations, takes page streams in, generates by a DecodeModel, swaps jobs out and in when told.
 
 A job is coming until its pages have arrived, and then runs. Preempted, it is leaving until its pages are in host memory, then out;
-resumed, it is returning until they are back. Copies run beside steps; a job stops and starts between two of them.
+resumed, it is returning until they are back. Copies run beside steps; a job stops and starts between two of them. One that is dropped
+and comes again generates its first tokens anew.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transport.messages import (
     Paused,
     Preempt,
     Preempted,
+    Replay,
     Reserve,
     Reserved,
     Resume,
@@ -35,6 +37,7 @@ class Where(Enum):
     COMING = "coming"
     RUNNING = "running"
     PAUSED = "paused"
+    DROPPING = "dropping"
     LEAVING = "leaving"
     OUT = "out"
     RETURNING = "returning"
@@ -47,10 +50,12 @@ class Held:
     job_id: str
     prompt_tokens: int
     pages: int
+    replay: Replay | None
     where: Where = Where.COMING
     tool_pause: ToolPause | None = None
     waits_since: float = 0.0  # without its own will
     preemption: int = 0  # the number of the newest one
+    sequence: Sequence | None = None
 
 
 class SimDecodeWorker(SimWorker):
@@ -58,7 +63,7 @@ class SimDecodeWorker(SimWorker):
         super().__init__(world, spec, model, kv_format)
         self.jobs: dict[str, Held] = {}
         self.most_pages = 0
-        self.num_preempted = 0
+        self.num_preempted = self.num_dropped = 0
         self._slot_bytes = model.slot_bytes(kv_format)
         self._timer = Timer(world.events, self._change)
         self.clear(0.0)
@@ -83,7 +88,7 @@ class SimDecodeWorker(SimWorker):
         job_id = message.job.job_id
         assert job_id not in self.jobs, f"job {job_id} is reserved twice on {self.worker_id}"
         held = self.jobs[job_id] = Held(
-            job_id, len(message.job.prompt), message.pages, tool_pause=message.job.tool_pause
+            job_id, len(message.job.prompt), message.pages, message.replay, tool_pause=message.job.tool_pause
         )
         self._take(held)
         self.say(Reserved(job_id=job_id, worker_id=self.worker_id))
@@ -91,6 +96,7 @@ class SimDecodeWorker(SimWorker):
     def release(self, job_id: str, now: float) -> None:
         held = self.jobs.get(job_id)
         if held is not None and held.where is not Where.COMING:
+            held.where = Where.RUNNING if held.where is Where.DROPPING else held.where
             self.engine.remove(job_id, now)
             self._timer.set(self.engine.next_change)
             return
@@ -135,7 +141,8 @@ class SimDecodeWorker(SimWorker):
         held.where = Where.RUNNING
         remaining, pause = self.world.output_tokens(job_id) - 1, held.tool_pause
         halts_after = pause.after_tokens - 1 if pause is not None and pause.after_tokens <= remaining else None
-        self.engine.add(Sequence(job_id, held.prompt_tokens + 1, remaining, halts_after or None))
+        held.sequence = Sequence(job_id, held.prompt_tokens + 1, remaining, halts_after or None)
+        self.engine.add(held.sequence)
         if halts_after == 0:
             self._pause(held, now)
         else:
@@ -149,9 +156,15 @@ class SimDecodeWorker(SimWorker):
         held = self.jobs.get(message.job_id)
         if held is None or held.where not in (Where.RUNNING, Where.PAUSED):
             return
+        held.preemption = message.number
+        if message.drop:
+            held.where = Where.DROPPING
+            self.engine.remove(held.job_id, now)
+            self._timer.set(self.engine.next_change)
+            return
+        held.where = Where.LEAVING
         self.engine.pause(held.job_id, now)
         self._timer.set(self.engine.next_change)
-        held.where, held.preemption = Where.LEAVING, message.number
         self.host_pages_used += held.pages
         assert self.host_pages_used <= self.info.host_pages, f"{self.worker_id}: host memory promised twice"
 
@@ -178,6 +191,15 @@ class SimDecodeWorker(SimWorker):
                 move_seconds=seconds,
             )
         )
+
+    def _dropped(self, held: Held, now: float) -> None:
+        assert held.sequence is not None
+        earlier = len(held.replay.tokens) if held.replay is not None else 0
+        count = max(earlier, held.sequence.context - held.prompt_tokens)
+        self.num_dropped += 1
+        self.world.dropped(held.job_id, now)
+        replay = Replay(tokens=(0,) * count, stats=JobStats(preemptions=1))
+        self.say(Preempted(job_id=held.job_id, worker_id=self.worker_id, number=held.preemption, replay=replay))
 
     def _resume(self, job_id: str, now: float) -> None:
         held = self.jobs.get(job_id)
@@ -231,8 +253,11 @@ class SimDecodeWorker(SimWorker):
             stats = JobStats(prompt_tokens=held.prompt_tokens, completion_tokens=tokens)
             self.say(JobDone(job_id=job_id, worker_id=self.worker_id, stats=stats))
         for job_id in left:
-            self._free(job_id)
-            self.say_released(job_id)
+            held = self._free(job_id)
+            if held.where is Where.DROPPING:
+                self._dropped(held, now)
+            else:
+                self.say_released(job_id)
         for job_id in paused:
             held = self.jobs[job_id]
             held.waits_since = max(held.waits_since, now)

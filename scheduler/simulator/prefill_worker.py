@@ -23,6 +23,7 @@ class Started:
     prompt: Prompt
     max_tokens: int
     decode_worker: str
+    anew: bool = False  # the job was dropped: its client has token 1
     prefill_seconds: float | None = None  # once token 1 is sampled
 
 
@@ -57,7 +58,9 @@ class SimPrefillWorker(SimWorker):
         job = message.job
         assert job.job_id not in self.jobs, f"job {job.job_id} is started twice on {self.worker_id}"
         prompt = Prompt(job.job_id, len(job.prompt), job.priority)
-        self.jobs[job.job_id] = Started(prompt, job.sampling.max_tokens, message.decode_worker)
+        self.jobs[job.job_id] = Started(
+            prompt, job.sampling.max_tokens, message.decode_worker, message.first_token is not None
+        )
         assert len(self.jobs) <= self.info.max_jobs, f"{self.worker_id}: more jobs than it holds"
         self.engine.add(prompt, now)
         self._timer.set(self.engine.busy_until)
@@ -92,7 +95,10 @@ class SimPrefillWorker(SimWorker):
         """Token 1 is sampled."""
         prompt = started.prompt
         assert prompt.started_at is not None
-        self.world.first_token(prompt.job_id, prompt.started_at, now)
+        if started.anew:
+            self.world.started_anew(prompt.job_id, prompt.started_at)
+        else:
+            self.world.first_token(prompt.job_id, prompt.started_at, now)
         tokens = self.world.output_tokens(prompt.job_id)
         started.prefill_seconds = now - prompt.started_at
         if tokens == 1:

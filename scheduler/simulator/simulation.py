@@ -84,6 +84,7 @@ class Simulation:
             raise ConfigError("failures are noticed by silence: heartbeat_seconds must be given")
         self._peers = {worker.peer: worker for worker in self.workers.values()}
         self._heartbeat_seconds, self._failures = heartbeat_seconds, failures
+        self._dropped_at: dict[int, float] = {}
         self._said: deque[tuple[bytes, Model]] = deque()
         self._next = 0
         self._open = len(workload)
@@ -129,6 +130,14 @@ class Simulation:
     def paused(self, job_id: str, seconds: float) -> None:
         paused = self.records.paused_seconds
         paused[int(job_id)] = max(paused[int(job_id)], seconds)
+
+    def dropped(self, job_id: str, now: float) -> None:
+        """The job's pages are given up; it waits in the queue."""
+        self._dropped_at[int(job_id)] = now
+
+    def started_anew(self, job_id: str, now: float) -> None:
+        """Prefill of a job that was dropped began at `now`."""
+        self.paused(job_id, now - self._dropped_at.pop(int(job_id)))
 
     def last_token(self, job_id: str, now: float) -> None:
         """The client has its last token; the scheduler's word that the job ended comes after it."""
@@ -181,6 +190,8 @@ class Simulation:
         if self.records.status[index] == CANCELLED:  # the client has left; what is said of its job is too late
             return
         self.records.end(index, status, now, error)
+        if index in self._dropped_at:
+            self.started_anew(str(index), now)
         self._open -= 1
         if self.arrivals.concurrency and self._next < len(self.workload):
             self.events.at(now, self._submit_next)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +18,7 @@ from model.adapter import Attend, ModelInfo
 from model.sampler import SamplerState
 from model.text import FinishRule
 from tests.shapes import FORMAT, INFO
-from transport.messages import Job, JobStats, Sampling, TokenOutput
+from transport.messages import Job, JobStats, Replay, Sampling, TokenOutput
 
 
 class TinyModel:
@@ -45,21 +45,23 @@ def make_job(job_id: str, prompt: Sequence[int], **sampling: Any) -> Job:
     return Job(job_id=job_id, prompt=tuple(prompt), sampling=Sampling(**fields), reply_to="tcp://x")
 
 
-def sequence_of(pool: PagePool, job: Job) -> DecodeSequence:
-    """As it comes from prefill: its prompt is stored, and token 1 is the prompt's last token again."""
+def sequence_of(pool: PagePool, job: Job, replay: Replay | None = None) -> DecodeSequence:
+    """As it comes from prefill: its prompt is stored, and token 1 is the prompt's last token again; or as it comes after it was dropped."""
     reservation = pool.reserve(job.job_id, FORMAT.num_pages(len(job.prompt) + job.sampling.max_tokens))
     first = job.prompt[-1]
     sampler, finish = SamplerState(job.sampling, job.prompt), FinishRule(job, None, INFO.eos_token_ids)
-    sampler.record(first)
-    finish.push(first)
-    sequence = DecodeSequence(job, reservation, sampler, finish, JobStats(), last_token=0, num_tokens=0)
+    tokens, stats = (replay.tokens, replay.stats) if replay is not None else ((first,), JobStats())
+    for token in tokens:
+        sampler.record(token)
+        finish.push(token)
+    sequence = DecodeSequence(job, reservation, sampler, finish, stats, last_token=0, num_tokens=0)
     model = TinyModel()
     for token in job.prompt:
         sequence.last_token = token
         batch = DecodeBatch(pool, [sequence])
         model.forward(batch.tokens, batch.positions, batch, batch.logits_at)
         sequence.num_tokens += 1
-    sequence.last_token = first
+    sequence.last_token, sequence.replay = first, deque(tokens[1:])
     return sequence
 
 

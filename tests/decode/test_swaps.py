@@ -53,14 +53,20 @@ class Side(Bench):
         self.jobs: dict[str, Held] = {}
         self.said: list[Model] = []
         self.errors: list[str] = []
-        self.swaps = Swaps("d1", self.jobs, self.pool, self.engine, self.copier, self.said.append, self._failed)
+        self.swaps = Swaps(
+            "d1", self.jobs, self.pool, self.engine, self.copier, self.said.append, self.free, self._failed
+        )
+
+    def free(self, job_id: str) -> None:
+        del self.jobs[job_id]
+        self.pool.free(job_id)
 
     def _failed(self, job_id: str, error: PackhorseError) -> None:
         self.errors.append(error.message)
 
     def start(self, job_id: str, **sampling: Any) -> Held:
         intake: Any = type("Arrived", (), {"job": make_job(job_id, PROMPT, **sampling)})
-        held = self.jobs[job_id] = Held(intake, State.RUNNING, sequence_of(self.pool, intake.job))
+        held = self.jobs[job_id] = Held(intake, None, State.RUNNING, sequence_of(self.pool, intake.job))
         assert held.sequence is not None
         self.engine.add(held.sequence)
         return held
@@ -83,11 +89,11 @@ async def side(no_tasks: None) -> AsyncIterator[Side]:
 async def undisturbed(side: Side, **sampling: Any) -> list[int]:
     held = side.start("undisturbed", **sampling)
     tokens = await side.tokens("undisturbed")
-    side.pool.free(held.job.job_id)
+    side.free(held.job.job_id)
     return tokens
 
 
-async def test_steps_go_on_during_a_copy_and_memory_is_free_once_it_is_done(side: Side) -> None:
+async def test_steps_go_on_during_a_copy_and_memory_isfree_once_it_is_done(side: Side) -> None:
     expected = await undisturbed(side, max_tokens=200)
     held = side.start("a", max_tokens=200)
     side.start("b", max_tokens=400, seed=8)
@@ -119,6 +125,40 @@ async def test_steps_go_on_during_a_copy_and_memory_is_free_once_it_is_done(side
     assert await side.tokens("a") == expected
     assert side.said[1:] == [Resumed(job_id="a", worker_id="d1")]
     assert side.pool.host_pages_used == 0
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{}, {"temperature": 0.0, "frequency_penalty": 1.5, "logprobs": 2}],
+    ids=["drawn", "penalized"],
+)
+async def test_a_dropped_job_goes_on_where_it_was(side: Side, sampling: dict[str, Any]) -> None:
+    """Dropped once while it generates, and once more while its tokens are replayed."""
+    expected = await undisturbed(side, max_tokens=90, **sampling)
+    whole = list(side.outputs["undisturbed"])
+    held = side.start("a", max_tokens=90, **sampling)
+    await side.tokens("a", 40)
+    for number in (1, 2):
+        side.swaps.preempt(Preempt(job_id="a", number=number, drop=True))
+        await side.until(lambda number=number: len(side.said) == number)  # type: ignore[misc]
+        assert (side.pool.used_slots, side.pool.used_rows, side.jobs) == (0, 0, {})
+        said = side.said[-1]
+        assert isinstance(said, Preempted)
+        assert said.replay is not None
+        known = [held.job.prompt[-1], *(output.token_id for output in side.outputs["a"])]
+        assert list(said.replay.tokens) == known
+        assert said.replay.stats.preemptions == number
+        sequence = sequence_of(side.pool, held.job, said.replay)
+        held = side.jobs["a"] = Held(held.intake, said.replay, State.RUNNING, sequence)
+        side.engine.add(sequence)
+        if number == 1:
+            await side.until(lambda sequence=sequence: sequence.generated > 20)  # type: ignore[misc]
+    assert await side.tokens("a") == expected
+    told = [output.model_copy(update={"job_id": "undisturbed", "stats": None}) for output in side.outputs["a"]]
+    assert told == [output.model_copy(update={"stats": None}) for output in whole]
+    last = side.outputs["a"][-1]
+    assert last.stats is not None
+    assert (last.stats.completion_tokens, last.stats.preemptions) == (90, 2)
 
 
 async def test_jobs_leave_in_the_order_of_the_messages(side: Side) -> None:

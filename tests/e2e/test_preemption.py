@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
+
+import pytest
 
 from tests.e2e.conftest import MakeSystem
 from transport.messages import Preempt, Resume
@@ -71,3 +74,55 @@ async def test_cancelled_and_finished_in_any_order_nothing_is_left(system: MakeS
         await s.client.until_idle()
         load = s.decodes[0].load()
         assert (load.jobs, load.pages_used, load.residuals_used, load.host_pages_used) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("kv_format", ["raw", "k4v2"])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "presence_penalty": 0.5, "seed": 5, "logprobs": 1}])
+async def test_a_job_that_was_dropped_again_and_again_says_the_same(
+    system: MakeSystem, kv_format: str, sampling: dict[str, Any]
+) -> None:
+    """Without host memory every long job is dropped for a short one, and goes on on whatever worker has room."""
+    config: dict[str, Any] = {"pool_pages": 6, "host_bytes": 0, "dtype": "float32"}
+    async with system(kv_format=kv_format, decode=config, scheduler={"policy": "srpt-oracle"}) as s:
+        alone = await s.client.run(LONG, max_tokens=190, **sampling)
+        long = s.client.job(LONG, max_tokens=190, **sampling)  # its 6 pages fill the pool
+        await s.client.submit(long)
+        for at_least in (5, 60):
+            await s.client.tokens(long.job_id, at_least=at_least)
+            short = s.client.job(SHORT, max_tokens=10)
+            await s.client.submit(short)
+            await s.client.end(short.job_id)
+            assert len(s.client.outputs[long.job_id]) < 190
+        stats = await s.client.end(long.job_id)
+        outputs = await s.client.tokens(long.job_id, complete=True)
+        (told,) = s.scheduler.core.decisions.named(long.job_id)
+    assert [output.index for output in outputs] == list(range(190)), "none is missing, and none came twice"
+    assert [output.token_id for output in outputs] == [output.token_id for output in alone]
+    assert [output.logprob for output in outputs] == [output.logprob for output in alone]
+    assert (stats.preemptions, stats.completion_tokens, told.preemptions) == (2, 190, 2)
+    assert [eviction.way for eviction in told.evictions] == ["drop", "drop"]
+    first, last = alone[-1].stats, outputs[-1].stats
+    assert first is not None
+    assert last is not None
+    assert last.bytes_shipped + last.bytes_held == 3 * (first.bytes_shipped + first.bytes_held)
+    assert (stats.bytes_shipped, stats.raw_bytes) == (last.bytes_shipped, 3 * first.raw_bytes)
+
+
+async def test_a_dropped_job_may_go_on_elsewhere_or_be_cancelled(system: MakeSystem) -> None:
+    config: dict[str, Any] = {"pool_pages": 6, "host_bytes": 0}
+    async with system(num_decode=2, decode=config, scheduler={"policy": "srpt-oracle"}) as s:
+        alone = [output.token_id for output in await s.client.run(LONG, max_tokens=190)]
+        longs = [s.client.job(LONG, max_tokens=190) for _ in range(3)]
+        for job in longs[:2]:
+            await s.client.submit(job)
+            await s.client.tokens(job.job_id, at_least=5)
+        await s.client.submit(longs[2])
+        shorts = [s.client.job(SHORT, max_tokens=20) for _ in range(4)]
+        for job in shorts:
+            await s.client.submit(job)
+        await s.client.cancel(longs[0].job_id)
+        for job in [*longs[1:], *shorts]:
+            await s.client.end(job.job_id)
+        for job in longs[1:]:
+            tokens = await s.client.tokens(job.job_id, complete=True)
+            assert [output.token_id for output in tokens] == alone

@@ -11,6 +11,7 @@ from .base import ErrorInfo, FinishReason, Model, Role
 from .encoding import MAX_CONTROL_BYTES, WIRE_VERSION, Message, decode, encode
 from .gateway import (
     Cancel,
+    Eviction,
     Explain,
     Explanation,
     Explanations,
@@ -35,7 +36,7 @@ from .placing import (
     StartPrefill,
     WorkerFailed,
 )
-from .preempting import Paused, Preempt, Preempted, Resume, Resumed
+from .preempting import Paused, Preempt, Preempted, Replay, Resume, Resumed
 from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
 from .workers import (
     Goodbye,
@@ -55,6 +56,7 @@ __all__ = [
     "Cancel",
     "Credit",
     "ErrorInfo",
+    "Eviction",
     "Explain",
     "Explanation",
     "Explanations",
@@ -85,6 +87,7 @@ __all__ = [
     "Rejected",
     "Release",
     "Released",
+    "Replay",
     "Reserve",
     "Reserved",
     "Residual",

@@ -98,6 +98,16 @@ class Explain(Model):
     newest: int = Field(default=0, ge=0)
 
 
+class Eviction(Model):
+    """How a running job gave way, and the estimated seconds of both ways to do so."""
+
+    worker_id: str
+    way: Literal["swap", "drop"]
+    swap_seconds: float | None = Field(description="to host memory and back; None: it was full")
+    drop_seconds: float = Field(description="to compute again what was dropped")
+    generated_tokens: int = Field(description="as last reported")
+
+
 class Explanation(Model):
     """Of one job, as far as it has come. Times are the scheduler's, in seconds."""
 
@@ -119,6 +129,7 @@ class Explanation(Model):
     )
     why: str = ""
     preemptions: int = 0
+    evictions: tuple[Eviction, ...] = Field(default=(), description="the newest of them, in order")
     stage: str = Field(default="", description="the job's state while it is under way, else empty")
     generated_tokens: int = Field(default=0, description="as last reported while it is under way")
     outcome: str = Field(default="", description="empty while under way, then done, cancelled or failed:<code>")

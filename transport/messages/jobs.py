@@ -62,6 +62,15 @@ class JobStats(Model):
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     ship_seconds: float = Field(default=0.0, description="end of prefill to the decode side's acknowledgement")
+    preemptions: int = Field(default=0, description="how often the job gave way to others on a decode worker")
+
+    def after(self, earlier: JobStats) -> JobStats:
+        """What the job cost with this attempt at it, where `earlier` is what it cost before."""
+        sums = {name: getattr(earlier, name) + getattr(self, name) for name in _SUMMED}
+        return self.model_copy(update=sums)
+
+
+_SUMMED = ("bytes_shipped", "bytes_held", "raw_bytes", "prefill_seconds", "ship_seconds", "preemptions")
 
 
 class TokenLogprob(Model):

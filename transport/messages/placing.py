@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .base import ErrorInfo, FinishReason, Model
 from .jobs import Job, JobStats
+from .preempting import Replay
 
 
 class Reserve(Model):
@@ -17,6 +18,7 @@ class Reserve(Model):
     job: Job
     pages: int
     prefill_worker: str
+    replay: Replay | None = Field(default=None, description="of a job that goes on after it was dropped")
 
 
 class Reserved(Model):
@@ -35,6 +37,9 @@ class StartPrefill(Model):
     data_address: str | None = None
     queue_seconds: float = 0.0
     held_pages: int = Field(default=0, ge=0, description="the prompt's first pages, which are not to be sent")
+    first_token: int | None = Field(
+        default=None, description="token 1 of a job that was dropped: not to be sampled or sent"
+    )
 
 
 class PrefillDone(Model):

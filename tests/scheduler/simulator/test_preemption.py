@@ -24,7 +24,7 @@ HOST_BYTES = 10_000_000_000
 def two_jobs(policy: str, **fields: object) -> Simulation:
     """A long job, and 0.5 s later a short one; only one of them fits."""
     load = Workload("two", [300, 300], [300, 20], [400, 400])
-    one = cluster(max_jobs=1, host_memory_bytes=HOST_BYTES, **fields)
+    one = cluster(max_jobs=1, **{"host_memory_bytes": HOST_BYTES, **fields})
     config = patient_config(policy=policy)
     simulation = Simulation(
         one, load, Arrivals((0.0, 0.5)), config=config, predictor=Guarded(SimOracle()), heartbeat_seconds=0.1
@@ -57,14 +57,27 @@ def test_slow_copies_take_their_time() -> None:
     assert slow.records.ended[1] - fast.records.ended[1] > size / 2e6
 
 
+def test_a_job_that_is_dropped_begins_anew_and_its_client_keeps_its_tokens() -> None:
+    simulation = two_jobs("srpt-oracle", host_memory_bytes=0)
+    records = simulation.records
+    worker = simulation.decode["decode-0"]
+    assert (worker.num_preempted, worker.num_dropped) == (0, 1)
+    assert records.first_token[0] < 0.1
+    swapped = two_jobs("srpt-oracle")
+    a, _, c = COST.decode
+    again = 45 * (a + c)  # about what came within half a second
+    assert records.ended[0] == pytest.approx(swapped.records.ended[0] + again, rel=0.03)
+    assert 0.15 < records.paused_seconds[0] < 0.5
+
+
 @pytest.mark.parametrize("policy", ["srpt-oracle", "packhorse", "fastserve", "trail"])
-@pytest.mark.parametrize("seed", range(2))
-def test_no_page_is_lost_in_any_order_of_events(policy: str, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "host_bytes"), [(0, HOST_BYTES), (1, HOST_BYTES), (2, 0)])
+def test_no_page_is_lost_in_any_order_of_events(policy: str, seed: int, host_bytes: int) -> None:
     """`Simulation.run` ends with `check_idle`, and workers assert at every step that nothing is promised twice."""
     load, times = workload(400, seed), poisson(400, 25.0, seed)
     cancels = {index: times[index] + 0.03 * (index % 60) for index in range(0, 400, 5)}
     simulation = Simulation(
-        cluster(1, 2, pages=40, max_jobs=6, host_memory_bytes=HOST_BYTES, host_bytes_per_second=2e6),
+        cluster(1, 2, pages=40, max_jobs=6, host_memory_bytes=host_bytes, host_bytes_per_second=2e6),
         load,
         Arrivals(times, cancels=cancels),
         config=patient_config(policy=policy, worker_timeout_seconds=2.0),
@@ -74,4 +87,5 @@ def test_no_page_is_lost_in_any_order_of_events(policy: str, seed: int) -> None:
     )
     records = simulation.run()
     assert set(records.status) == {DONE, CANCELLED, FAILED}
-    assert sum(decode.num_preempted for decode in simulation.decode.values()) > 5
+    preempted = [decode.num_preempted if host_bytes else decode.num_dropped for decode in simulation.decode.values()]
+    assert sum(preempted) > 5
