@@ -32,7 +32,6 @@ class Layout(NamedTuple):
     v_bits: tl.constexpr
     v_planes: tl.constexpr
     v_groups: tl.constexpr
-    v_padded_groups: tl.constexpr
     v_padded_channels: tl.constexpr
     v_slot_groups: tl.constexpr
     v_slot_tops: tl.constexpr
@@ -69,7 +68,6 @@ def layout_of(fmt: PageFormat) -> Layout:
         "v_bits": fmt.v_bits,
         "v_planes": v_planes,
         "v_groups": fmt.v_groups,
-        "v_padded_groups": next_power_of_2(fmt.v_groups),
         "v_padded_channels": next_power_of_2(fmt.group_channels),
         "v_slot_groups": sum(group << 2 * i for i, (group, _top) in enumerate(slots)),
         "v_slot_tops": sum(top << i for i, (_group, top) in enumerate(slots)),
