@@ -104,16 +104,16 @@ def dtypes() -> None:
 def several() -> None:
     """Up to 8 queries to a sequence, causal among themselves: each sees what it would alone, in any tile of rows."""
     for name, head_dim, kv_heads, group, queries in (
-        ("k2v2", 64, 2, 2, 8), ("k4v2", 80, 1, 3, 5), ("raw", 64, 1, 4, 7), ("k2v4", 64, 1, 16, 2),
+        ("k2v2", 64, 1, 2, 8), ("k4v2", 80, 1, 3, 3), ("raw", 64, 2, 4, 5), ("k2v4", 64, 1, 16, 2),
     ):  # fmt: skip
-        stored = make(name, head_dim, [3, 69, 200], kv_heads)
+        stored = make(name, head_dim, [3, 140], kv_heads)
         stored.residual_tokens = stored.residual_tokens.clamp(min=queries)
         stored.residual.nan_to_num_(nan=0.5)  # of the slots that the clamp added
-        q = torch.stack([random_q(3, kv_heads * group, head_dim, seed) for seed in range(queries)], 1)
+        q = torch.stack([random_q(2, kv_heads * group, head_dim, seed) for seed in range(queries)], 1)
         out = decode_attention(stored.fmt, q, *stored.arguments(), 0.125)
         assert out.shape == q.shape
         last = stored.residual_tokens
-        for i in range(queries):
+        for i in (0, queries - 1):
             stored.residual_tokens = last - (queries - 1 - i)
             alone = decode_attention(stored.fmt, q[:, i], *stored.arguments(), 0.125)
             torch.testing.assert_close(out[:, i], alone, atol=1e-6, rtol=0)
