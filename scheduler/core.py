@@ -194,7 +194,10 @@ class SchedulerCore:
     def _on_heartbeat(self, peer: bytes, message: Heartbeat, now: float) -> None:
         worker = self.workers.heard_from(message.worker_id, peer)
         if worker is not None:
-            worker.seen_at, worker.load = now, message.load
+            worker.seen_at, worker.load = (
+                now,
+                message.load.model_copy(update={"scores": {}}),
+            )  # which are for forecasts alone
             self.experience.heard(worker, message.load)
         self._send(peer, HeartbeatAck(epoch=self.epoch, known=worker is not None))
 

@@ -15,6 +15,7 @@ from scheduler.forecast import Forecast
 from scheduler.jobs import TrackedJob
 from scheduler.policies import Room
 from scheduler.predictor import JobFeatures, make_predictor
+from scheduler.refinement import Refinement
 from scheduler.workers import Worker, Workers
 from transport.messages import JobStats, Preempted, Role, WorkerLoad
 
@@ -61,6 +62,7 @@ class Experience:
     def __init__(self, predictor: str) -> None:
         self.cost, self.typical = CostModel(), TypicalCost()
         self.predictor = make_predictor(predictor) if predictor != "none" else None
+        self._refinement = Refinement(informed=self.predictor is not None)
         self._lengths = ErrorWindow()
         if predictor == "oracle":
             raise ConfigError("predictor='oracle' knows lengths beforehand: it is for simulations", param="predictor")
@@ -76,7 +78,7 @@ class Experience:
     def ended(self, job: TrackedJob, output_tokens: int) -> None:
         """The job ended by itself; `learn` learns from it."""
         if self.predictor is not None:
-            self._lengths.add(job.forecast.quantile(0.5), output_tokens)
+            self._lengths.add(self._refinement.first(job).quantile(0.5), output_tokens)
             self.predictor.observe(JobFeatures.of(job.job), output_tokens)
 
     def learn(self, budget_seconds: float) -> int:
@@ -115,7 +117,7 @@ class Experience:
             self.cost.worker(worker.worker_id).observe_move(message.moved_bytes, message.move_seconds)
 
     def heard(self, worker: Worker, load: WorkerLoad) -> None:
-        """A heartbeat: the mean of the steps since the one before, and how far each job is."""
+        """A heartbeat: the mean of the steps since the one before, how far each job is, and what its hidden state says, if scored."""
         if load.step_seconds > 0 and load.step_jobs > 0:
             fitted = self.cost.worker(worker.worker_id).decode
             fitted.observe((1, load.step_context_tokens, load.step_jobs), load.step_seconds)
@@ -123,6 +125,10 @@ class Experience:
             job = worker.jobs.get(job_id)
             if job is not None:
                 job.progress.generated = max(job.progress.generated, min(generated, job.job.sampling.max_tokens))
+        for job_id, score in load.scores.items():
+            job = worker.jobs.get(job_id)
+            if job is not None:
+                self._refinement.take(job, score)
 
 
 def room_of(worker: Worker, known: Room | None) -> Room:

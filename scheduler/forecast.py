@@ -29,11 +29,15 @@ class LengthPrediction(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """`tokens` are the output lengths at LEVELS, non-decreasing, each in 1..`max_tokens`; `score` is higher for shorter jobs."""
+    """`tokens` are the output lengths at LEVELS, non-decreasing, each in 1..`max_tokens`; `score` is higher for shorter jobs.
+
+    `least` is what the output cannot fall short of: more than 1 where the forecast was made of a job that runs.
+    """
 
     tokens: tuple[float, ...]
     max_tokens: int
     score: float = 0.0
+    least: float = 1.0
 
     @classmethod
     def unknown(cls, max_tokens: int) -> Forecast:
@@ -45,12 +49,13 @@ class Forecast:
         return cls.made([prediction.quantile(level) for level in LEVELS], max_tokens, prediction.score)
 
     @classmethod
-    def made(cls, tokens: Sequence[float], max_tokens: int, score: float = math.nan) -> Forecast:
+    def made(cls, tokens: Sequence[float], max_tokens: int, score: float = math.nan, least: float = 1.0) -> Forecast:
         """From lengths at LEVELS. What is no finite number counts as `max_tokens`; a score that is none, as minus the median."""
         safe = [min(max(float(n), 1.0), float(max_tokens)) if math.isfinite(n) else float(max_tokens) for n in tokens]
         for i in range(1, len(safe)):
             safe[i] = max(safe[i], safe[i - 1])
-        return cls(tuple(safe), max_tokens, float(score) if math.isfinite(score) else -safe[len(safe) // 2])
+        order = float(score) if math.isfinite(score) else -safe[len(safe) // 2]
+        return cls(tuple(safe), max_tokens, order, min(max(least, 1.0), safe[0]))
 
     @classmethod
     def exact(cls, output_tokens: int, max_tokens: int) -> Forecast:
@@ -63,7 +68,7 @@ class Forecast:
         return sum(self.tokens) / len(self.tokens)
 
     def quantile(self, p: float) -> float:
-        """Output tokens in all, linear between LEVELS, from 1 at level 0 to twice the highest of them at level 1."""
+        """Output tokens in all, linear between LEVELS, from `least` at level 0 to twice the highest of them at level 1."""
         if p in LEVELS:
             return self.tokens[LEVELS.index(p)]
         for (level, tokens), (higher, more) in pairwise(self.points()):
@@ -114,7 +119,7 @@ class Forecast:
 
     def points(self) -> tuple[tuple[float, float], ...]:
         """(level, tokens), both ascending, from level 0 to level 1."""
-        lowest = self.tokens[0] if self._exact else 1.0
+        lowest = self.tokens[0] if self._exact else self.least
         return ((0.0, lowest), *zip(LEVELS, self.tokens, strict=True), (1.0, self._longest()))
 
 

@@ -2,7 +2,8 @@
 
 Each token moves belief one bin down with chance 1 / bin width (the transition T; k tokens at once are T^k), and a score from the
 model's hidden states, where the worker sends one, multiplies it. Ours: the first belief is the predictor's distribution, not a
-classifier's; and by option that the job still runs is evidence, since one in the lowest bin would end with each token by that chance.
+classifier's; before a score counts, DOUBT of the belief is spread over all bins, so that a job that was believed short can still turn
+out long; and by option that the job still runs is evidence, since one in the lowest bin would end with each token by that chance.
 """
 
 from __future__ import annotations
@@ -10,26 +11,45 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .base import LEVELS, Floats, Prediction
+from .base import LEVELS, Floats
 
 BINS = 10  # the paper's, over 0 to 512
+DOUBT = 0.01
+
+
+class Lengths(Protocol):
+    """A distribution of output lengths: a Prediction or a Forecast."""
+
+    def quantile(self, level: float, /) -> float: ...
 
 
 class Refiner:
-    """The belief of one job. `generated` counts its tokens so far; bins are equal parts of 0 to `max_tokens`."""
+    """The belief of one job. `generated` counts its tokens so far; bins are equal parts of 0 to `span_tokens` (None: `max_tokens`).
 
-    def __init__(self, prediction: Prediction, max_tokens: int, bins: int = BINS, survival: bool = False) -> None:
-        if max_tokens < 1 or bins < 1:
-            raise ValueError(f"max_tokens={max_tokens} and bins={bins} must be at least 1")
+    Where the span is less than `max_tokens`, the last bin also stands for all beyond, and estimates do not exceed the span.
+    """
+
+    def __init__(
+        self,
+        prediction: Lengths,
+        max_tokens: int,
+        bins: int = BINS,
+        survival: bool = False,
+        span_tokens: int | None = None,
+    ) -> None:
+        span = max_tokens if span_tokens is None else span_tokens
+        if max_tokens < 1 or bins < 1 or span < 1:
+            raise ValueError(f"max_tokens={max_tokens}, bins={bins} and span_tokens={span} must be at least 1")
         self.max_tokens = max_tokens
-        self.width = max_tokens / bins
+        self.width = span / bins
         self.generated = 0
         self._survival = survival
-        self.belief = prior(prediction, max_tokens, bins)
+        self.belief = prior(prediction, span, bins)
 
     def update(self, generated: int, score: Sequence[float] | None = None) -> bool:
         """The job has `generated` tokens. `score`: a probability for each bin of what remains, from the newest hidden state.
@@ -48,7 +68,8 @@ class Refiner:
         if score is None:
             return True
         weights = np.asarray(score, np.float64)
-        return bool(np.isfinite(weights).all() and (weights >= 0).all()) and self._take(self.belief * weights)
+        doubted = (1 - DOUBT) * self.belief + DOUBT / len(self.belief)
+        return bool(np.isfinite(weights).all() and (weights >= 0).all()) and self._take(doubted * weights)
 
     def _take(self, belief: Floats) -> bool:
         total = float(belief.sum())
@@ -72,10 +93,11 @@ class Refiner:
         return min(max(float(number + min(max(share, 0.0), 1.0)) * self.width, 1.0), most)
 
 
-def prior(prediction: Prediction, max_tokens: int, bins: int) -> Floats:
+def prior(prediction: Lengths, span_tokens: int, bins: int) -> Floats:
     """[bins] the prediction's distribution; what it leaves open below and above its quantiles goes to the bins at its ends."""
-    edges = np.linspace(0, max_tokens, bins + 1)
-    lengths = np.maximum.accumulate(np.asarray(prediction.lengths) + np.arange(len(LEVELS)) * 1e-9)
+    edges = np.linspace(0, span_tokens, bins + 1)
+    lengths = np.array([prediction.quantile(level) for level in LEVELS])
+    lengths = np.maximum.accumulate(lengths + np.arange(len(LEVELS)) * 1e-9)
     below = np.interp(edges, lengths, LEVELS, left=0.0, right=1.0)
     below[0], below[-1] = 0.0, 1.0
     return np.diff(below)

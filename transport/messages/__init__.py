@@ -39,9 +39,12 @@ from .placing import (
 from .preempting import Paused, Preempt, Preempted, Replay, Resume, Resumed
 from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
 from .workers import (
+    MAX_SCORE_BINS,
+    MAX_SCORES,
     Goodbye,
     Heartbeat,
     HeartbeatAck,
+    LengthScore,
     PrefixChanges,
     Register,
     Registered,
@@ -52,6 +55,8 @@ from .workers import (
 
 __all__ = [
     "MAX_CONTROL_BYTES",
+    "MAX_SCORES",
+    "MAX_SCORE_BINS",
     "WIRE_VERSION",
     "Cancel",
     "Credit",
@@ -71,6 +76,7 @@ __all__ = [
     "JobFailed",
     "JobStats",
     "KVLayout",
+    "LengthScore",
     "Message",
     "Model",
     "Pages",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from .base import ErrorInfo, Model, Role
 from .layout import KVLayout
+
+MAX_SCORES = 256  # of one heartbeat
+MAX_SCORE_BINS = 64
+
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class WorkerInfo(Model):
@@ -25,6 +30,17 @@ class WorkerInfo(Model):
     host_pages: int = Field(default=0, description="decode: pages of preempted jobs that host memory may hold")
     link: str = "zmq"
     backend: str = Field(default="reference", description="kernel back end in use")
+
+
+class LengthScore(Model):
+    """What a job's hidden state says, at its token `generated`, of how many are still to come.
+
+    A probability for each of equal bins of 0 to `span_tokens`; the last one also stands for all beyond.
+    """
+
+    generated: int = Field(ge=1)
+    span_tokens: int = Field(ge=1)
+    probabilities: tuple[Probability, ...] = Field(min_length=2, max_length=MAX_SCORE_BINS)
 
 
 class WorkerLoad(Model):
@@ -51,6 +67,9 @@ class WorkerLoad(Model):
     )
     step_jobs: float = Field(default=0.0, description="decode: mean of the jobs in them")
     generated: dict[str, int] = Field(default_factory=dict, description="decode: tokens of each running job so far")
+    scores: dict[str, LengthScore] = Field(
+        default_factory=dict, max_length=MAX_SCORES, description="decode with a length probe: newest of each job, once"
+    )
 
 
 class Register(Model):

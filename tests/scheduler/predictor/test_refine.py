@@ -93,3 +93,14 @@ def test_short_limits() -> None:
     assert refiner.remaining >= 1
     refiner.update(3)
     assert refiner.remaining == 1
+
+
+def test_bins_may_cover_less_than_the_limit_and_a_job_believed_short_can_turn_out_long() -> None:
+    refiner = Refiner(Prediction.certain(20, "test"), 4096, span_tokens=512)
+    assert refiner.quantile(0.9) < 51.2
+    late = [0.01] * 5 + [0.19] * 5
+    for generated in range(8, 65, 8):
+        refiner.update(generated, late)
+    assert 250 < refiner.remaining < 512
+    with pytest.raises(ValueError, match="span_tokens=0"):
+        Refiner(SPREAD, 512, span_tokens=0)
