@@ -16,6 +16,7 @@ from packhorse.errors import ConfigError, HandshakeError, LinkClosedError, Reque
 from transport.control import ControlClient, ControlServer, WorkerAgent
 from transport.messages import (
     MAX_CONTROL_BYTES,
+    WIRE_VERSION,
     ErrorInfo,
     Goodbye,
     Heartbeat,
@@ -171,9 +172,10 @@ async def test_malformed_messages_are_dropped_and_the_server_lives(caplog: pytes
             raw.linger = 0
             raw.identity = b"rogue"
             raw.connect(server.address)
-            for frames in ([b"garbage"], [b""], [b"a", b"b"], [b"\x92\x01\x80"], [b"\x92\x09\x80"], [b"\xc1"]):
+            ours = bytes([0x92, WIRE_VERSION])
+            for frames in ([b"garbage"], [b""], [b"a", b"b"], [ours + b"\x80"], [b"\x92\x09\x80"], [b"\xc1"]):
                 await raw.send_multipart(frames)
-            await raw.send_multipart([b"\x92\x01\x81\xa4kind\xaestatus_request"])
+            await raw.send_multipart([ours + b"\x81\xa4kind\xaestatus_request"])
             assert await server.receive() == (b"rogue", StatusRequest())
         assert caplog.text.count("rogue") == 6
         await client.send(StatusRequest())

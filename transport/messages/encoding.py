@@ -26,7 +26,7 @@ from .preempting import Paused, Preempt, Preempted, Resume, Resumed
 from .streams import Credit, Hello, Pages, Refused, Residual, StreamAbort, StreamAck, StreamEnd, StreamOpen, Welcome
 from .workers import Goodbye, Heartbeat, HeartbeatAck, PrefixChanges, Register, Registered, Rejected
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2  # one more for every release whose messages are not those of the one before
 MAX_CONTROL_BYTES = 16 * 1024 * 1024
 
 Message = Annotated[
