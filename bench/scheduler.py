@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.machine import describe_machine
 from bench.sim_options import Case, SchedulerOptions
+from bench.sim_pauses import with_pauses
 from bench.sim_predictor import Remembered, warm_predictor
 from bench.sim_workloads import Source, find_source, own_times, poisson_times
 from packhorse.config import SchedulerConfig
@@ -62,6 +63,7 @@ class Grid:
         in_order = options.arrivals == "trace"
         source, context = self.source(case.workload), cluster.model.max_context_tokens
         load, times = source.draw(options.requests, seed, context, in_order=in_order)
+        load = with_pauses(load, options.tool_pauses, seed)
         rate = self.rate(case)
         arrivals = own_times(times, rate) if in_order else poisson_times(options.requests, rate, seed)
         predictor = self.predictor(case.predictor, case.workload, seed)

@@ -35,6 +35,9 @@ def scheduler(
     ] = None,
     arrivals: Annotated[str, typer.Option(help="poisson, or trace: the workload's own times at that rate")] = "poisson",
     frozen: Annotated[bool, typer.Option("--frozen", help="predictors learn nothing during the run")] = False,
+    tool_pauses: Annotated[
+        float, typer.Option(metavar="SHARE", help="requests that declare a tool pause, 0 to 1; --load is without them")
+    ] = 0.0,
     slo_ttft: Annotated[float, typer.Option(help="goodput: most seconds to the first token")] = 5.0,
     slo_tpot: Annotated[float, typer.Option(help="goodput: most seconds per output token")] = 0.2,
     json: Annotated[Path | None, typer.Option(help="write the records here")] = None,
@@ -71,7 +74,7 @@ def scheduler(
             return
         single = {
             "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
-            "arrivals": arrivals, "frozen": frozen,
+            "arrivals": arrivals, "frozen": frozen, "tool_pauses": tool_pauses,
         }  # fmt: skip
         _run_grid({**single, **given}, (slo_ttft, slo_tpot), json, plot, saturation=saturation)
 

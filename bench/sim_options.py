@@ -35,7 +35,7 @@ class SchedulerOptions:
     """Every combination of the tuples is simulated with seeds 0 to `seeds` - 1; `all` alone stands for every name there is.
 
     `frozen`: predictors do not learn from the requests of the run. `load_of` names the KV format whose saturation loads refer to;
-    None: each case's own.
+    None: each case's own. `tool_pauses` is the share of the requests that declare one; saturation is measured without them.
     """
 
     workload: tuple[str, ...] = ("synthetic",)
@@ -52,6 +52,7 @@ class SchedulerOptions:
     max_batch: int | None = None
     arrivals: str = "poisson"
     frozen: bool = False
+    tool_pauses: float = 0.0
     slo: Slo = field(default_factory=Slo)
 
     def __post_init__(self) -> None:
@@ -71,6 +72,10 @@ class SchedulerOptions:
             raise ConfigError(f"load_of={self.load_of!r} is not one of {', '.join(KV_FORMATS)}", param="load_of")
         if self.arrivals not in ARRIVALS:
             raise ConfigError(f"arrivals={self.arrivals!r} is not one of {', '.join(ARRIVALS)}", param="arrivals")
+        if not 0 <= self.tool_pauses <= 1:
+            raise ConfigError(
+                f"tool_pauses={self.tool_pauses} is no share of the requests, 0 to 1", param="tool_pauses"
+            )
         for name in ("requests", "seeds", "max_batch", "load", "rate"):
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):

@@ -76,6 +76,8 @@ def test_all_stands_for_every_name() -> None:
         ({"requests": 0}, "requests=0"),
         ({"arrivals": "bursty"}, "arrivals='bursty'"),
         ({"load_of": "k9"}, "load_of='k9'"),
+        ({"tool_pauses": 1.5}, "tool_pauses=1.5"),
+        ({"tool_pauses": float("nan")}, "tool_pauses=nan"),
     ],
 )
 def test_wrong_options_are_named(wrong: dict[str, object], message: str) -> None:
