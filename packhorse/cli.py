@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -66,6 +67,20 @@ for _name, (_model, _help) in COMPONENTS.items():
     app.command(_name, help=_help)(config_command(_model, functools.partial(_component, _name)))
 app.command("plan")(plan)
 app.command("demo", help="Start everything, stream two completions, stop.")(config_command(DemoConfig, _demo))
+
+
+@app.command()
+def compose(
+    deployment: Annotated[Path, typer.Argument(metavar="DEPLOYMENT.yaml", help="as `packhorse plan --out` writes it")],
+    folder: Annotated[
+        Path, typer.Option(envvar=variable("folder"), help="folder of compose.yaml (default: this one)")
+    ] = Path(),
+    out: Annotated[Path | None, typer.Option(envvar=variable("out"), help="file to write (default: print it)")] = None,
+) -> None:
+    """Turn a deployment file into an override of compose.yaml: a service for each planned worker."""
+    from packhorse.compose import write_override
+
+    write_override(deployment, folder, out)
 
 
 @app.command()

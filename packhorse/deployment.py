@@ -193,6 +193,18 @@ def _given(process: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in process.items() if value is not None or name in addresses}
 
 
+def machine_of_workers(deployment: Deployment) -> MachineEntry:
+    """The only machine with workers. Raises ConfigError where there are several, or workers on several devices."""
+    used = [machine for machine in deployment.machines if machine.processes]
+    if len(used) > 1:
+        names = ", ".join(machine.name for machine in used)
+        raise ConfigError(f"the deployment has workers on {names}; `up` and `compose` serve one machine")
+    for worker in used[0].processes:
+        if len(worker.devices) > 1:
+            raise ConfigError(f"{worker.name} has tp={len(worker.devices)}; workers run on one device each so far")
+    return used[0]
+
+
 @dataclass(frozen=True)
 class LocalDeployment:
     """What a LocalCluster needs: its configuration, and fields of each worker by the launcher's name for it (prefill-0, ...)."""
@@ -220,15 +232,9 @@ def local_cluster_from(deployment: Deployment, **settings: Any) -> LocalDeployme
 
     Raises ConfigError for workers on more than one machine or on several devices.
     """
-    used = [machine for machine in deployment.machines if machine.processes]
-    if len(used) > 1:
-        names = ", ".join(machine.name for machine in used)
-        raise ConfigError(f"the deployment has workers on {names}; one process launcher serves one machine")
     workers: dict[str, dict[str, Any]] = {}
     numbers: Counter[str] = Counter()
-    for worker in used[0].processes:
-        if len(worker.devices) > 1:
-            raise ConfigError(f"{worker.name} has tp={len(worker.devices)}; workers run on one device each so far")
+    for worker in machine_of_workers(deployment).processes:
         fields = {name: getattr(worker, name) for name in ("max_jobs", "pool_bytes", "data_bind", "advertise")}
         given = {name: value for name, value in fields.items() if value is not None}
         workers[f"{worker.role}-{numbers[worker.role]}"] = {"device": worker.devices[0], **given}

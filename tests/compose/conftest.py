@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,19 +131,31 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A running stack with one worker of each role; fails at the end if a container, network or volume of it is left."""
-    if reason := unavailable():
-        pytest.skip(reason)
-    env_file = tmp_path_factory.mktemp("compose") / "empty.env"
-    env_file.touch()
-    stack = Stack(env_file)
+@contextmanager
+def running(stack: Stack, workers: dict[str, int]) -> Iterator[Stack]:
+    """The stack built and up inside, with `workers` by role; fails at the end if a container, network or volume of it is left."""
     stack.compose("build", seconds=BUILD_SECONDS)
     try:
         stack.up()
-        stack.wait_for("one worker of each role", lambda: stack.workers() == {"prefill": 1, "decode": 1})
+        stack.wait_for(f"workers: {workers}", lambda: stack.workers() == workers)
         yield stack
     finally:
         stack.compose("down", "--volumes", "--remove-orphans")
     assert stack.left() == {}
+
+
+@pytest.fixture(scope="session")
+def env_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty .env, where there is an engine to use it; else the test is skipped."""
+    if reason := unavailable():
+        pytest.skip(reason)
+    path = tmp_path_factory.mktemp("compose") / "empty.env"
+    path.touch()
+    return path
+
+
+@pytest.fixture(scope="session")
+def stack(env_file: Path) -> Iterator[Stack]:
+    """compose.yaml alone: one worker of each role."""
+    with running(Stack(env_file), {"prefill": 1, "decode": 1}) as stack:
+        yield stack
