@@ -34,7 +34,7 @@ BLIND = ("fcfs", "fastserve")  # policies that look at no forecast
 DEPLOYMENTS = ("a100-40gb", "a100")
 BATCHES = (128, 256, 512, 1024)
 NOISE = ("sigma-0.3", "sigma-0.5", "sigma-0.7")
-_FEW_SEEDS = 2
+_FEW_SEEDS = 2  # with which rates are looked for where there are many to find
 _ROUNDS = 6  # of halving the (logarithmic) interval of a rate: to 1 % or 3 % of it
 _NARROW, _WIDE = (0.9, 1.6), (0.6, 3.5)  # of saturation: where a rate is looked for
 
@@ -113,16 +113,13 @@ class Runs:
         self.records += records
         return records
 
-    def rate_at(self, case: Case, mean_jct: float, span: tuple[float, float]) -> float:
-        """The rate at which the case's mean JCT is that many seconds, looked for within `span`, fractions of saturation, with few seeds."""
+    def rate_at(self, case: Case, mean_jct: float, span: tuple[float, float], seeds: int) -> float:
+        """The rate at which the case's mean JCT is that many seconds, looked for within `span`, fractions of saturation."""
         saturation = self.grid.saturation(case.workload, case.kv_format)
         low, high = (bound * saturation for bound in span)
         for _ in range(_ROUNDS):
             middle = (low * high) ** 0.5
-            slower = (
-                mean(self.run(replace(case, rate=middle, load=None), min(_FEW_SEEDS, self.seeds)), "mean_jct_seconds")
-                > mean_jct
-            )
+            slower = mean(self.run(replace(case, rate=middle, load=None), seeds), "mean_jct_seconds") > mean_jct
             low, high = (low, middle) if slower else (middle, high)
         return float((low * high) ** 0.5)
 
@@ -142,7 +139,7 @@ def prove_policy(options: ProofOptions, done: Callable[[Record], None]) -> Part:
     """The order alone, on the same pages, at the rate where FCFS's mean JCT is SLOWER times its unloaded value."""
     runs = Runs(options, done)
     unloaded = mean(runs.keep(runs.case("fcfs", load=UNLOADED)), "mean_jct_seconds")
-    rate = runs.rate_at(runs.case("fcfs"), SLOWER * unloaded, _NARROW)
+    rate = runs.rate_at(runs.case("fcfs"), SLOWER * unloaded, _NARROW, options.seeds)
     by_name: dict[tuple[str, str], float] = {}
     others = [("ssjf", "learned"), ("fastserve", "none"), ("srpt-oracle", "learned"), ("srpt-oracle", "oracle")]
     ours = [("packhorse", name) for name in ("none", "percentile", "learned", "oracle", *NOISE)]
@@ -179,7 +176,9 @@ def prove_pages(options: ProofOptions, done: Callable[[Record], None]) -> Part:
                 limit = SLOWER * mean(runs.keep(runs.case("fcfs", load=UNLOADED)), "mean_jct_seconds")
             for policy, predictor in (("fcfs", "none"), ("packhorse", "learned"), ("packhorse", "oracle")):
                 case = runs.case(policy, predictor, kv_format=kv_format)
-                rate = rates[kv_format, f"{policy} {predictor}"] = runs.rate_at(case, limit, _WIDE)
+                rate = rates[kv_format, f"{policy} {predictor}"] = runs.rate_at(
+                    case, limit, _WIDE, min(_FEW_SEEDS, options.seeds)
+                )
                 runs.keep(replace(case, rate=rate))
             records += runs.records
         least = rates["raw", "fcfs none"]
