@@ -142,6 +142,7 @@ class TrackedJob:
     preemptions: int = 0
     pause: ToolPause | None = field(init=False)  # None once it is over
     paused: bool = False  # it stands still for its tool
+    pause_until: float | None = None  # once it has come to its pause; it may do so anew, after it was dropped
     _queued_at: float = field(init=False)
     _queued_before: float = 0.0  # seconds in the queue in earlier attempts
     _decode_by: float | None = None

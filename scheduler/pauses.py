@@ -21,13 +21,16 @@ class Pauses:
         self._paused: dict[str, tuple[float, Worker, TrackedJob]] = {}  # by job: the end of its pause
 
     def begin(self, worker: Worker, job: TrackedJob, now: float) -> None:
-        """The worker says that the job has stopped. One whose pause is over, since it generates its tokens anew, goes on at once."""
-        if job.pause is None:
+        """The worker says that the job has stopped. One that was dropped comes to its pause again: it waits for what is left of it."""
+        if job.pause is not None and job.pause_until is None:
+            job.pause_until = now + job.pause.seconds
+        if job.pause_until is None or job.pause_until <= now:
+            job.pause = None
             self._call_back(worker, job)
             return
         job.paused = True
         job.progress.wait(now)
-        self._paused[job.job_id] = now + job.pause.seconds, worker, job
+        self._paused[job.job_id] = job.pause_until, worker, job
         self._give_back(worker, job)
 
     def decodes(self, job: TrackedJob) -> None:

@@ -17,7 +17,7 @@ from decode.swaps import Swaps
 from packhorse.errors import PackhorseError
 from tests.decode.fakes import Bench, make_job, sequence_of
 from tests.shapes import FORMAT, INFO
-from transport.messages import Model, Preempt, Preempted, Resumed
+from transport.messages import Model, Preempt, Preempted, Resumed, ToolPause
 
 PROMPT = range(1, 131)
 
@@ -64,8 +64,9 @@ class Side(Bench):
     def _failed(self, job_id: str, error: PackhorseError) -> None:
         self.errors.append(error.message)
 
-    def start(self, job_id: str, **sampling: Any) -> Held:
-        intake: Any = type("Arrived", (), {"job": make_job(job_id, PROMPT, **sampling)})
+    def start(self, job_id: str, pause: ToolPause | None = None, **sampling: Any) -> Held:
+        job = make_job(job_id, PROMPT, **sampling).model_copy(update={"tool_pause": pause})
+        intake: Any = type("Arrived", (), {"job": job})
         held = self.jobs[job_id] = Held(intake, None, State.RUNNING, sequence_of(self.pool, intake.job))
         assert held.sequence is not None
         self.engine.add(held.sequence)
@@ -159,6 +160,35 @@ async def test_a_dropped_job_goes_on_where_it_was(side: Side, sampling: dict[str
     last = side.outputs["a"][-1]
     assert last.stats is not None
     assert (last.stats.completion_tokens, last.stats.preemptions) == (90, 2)
+
+
+@pytest.mark.parametrize(("dropped_at", "pauses_again"), [(40, []), (20, ["a"])])
+async def test_a_dropped_job_does_not_pause_where_it_was_beyond_its_pause(
+    side: Side, dropped_at: int, pauses_again: list[str]
+) -> None:
+    """One that was dropped in its pause comes to it again, when its tokens are replayed; the scheduler knows what is left of it."""
+    expected = await undisturbed(side, max_tokens=90)
+    held = side.start("a", ToolPause(after_tokens=20, seconds=1.0), max_tokens=90)
+    assert held.sequence is not None
+    await side.until(lambda: side.paused == ["a"])
+    if dropped_at > 20:
+        side.engine.add(held.sequence)
+        await side.tokens("a", dropped_at)
+    side.paused.clear()
+    side.swaps.preempt(Preempt(job_id="a", number=1, drop=True))
+    await side.until(lambda: len(side.said) == 1)
+    said = side.said[-1]
+    assert isinstance(said, Preempted)
+    assert said.replay is not None
+    sequence = sequence_of(side.pool, held.job, said.replay)
+    side.jobs["a"] = Held(held.intake, said.replay, State.RUNNING, sequence)
+    side.engine.add(sequence)
+    if pauses_again:
+        await side.until(lambda: side.paused == pauses_again)
+        assert (sequence.generated, len(side.outputs["a"])) == (20, 19)  # token 1 is not the engine's
+        side.engine.add(sequence)
+    assert await side.tokens("a") == expected
+    assert side.paused == pauses_again
 
 
 async def test_jobs_leave_in_the_order_of_the_messages(side: Side) -> None:

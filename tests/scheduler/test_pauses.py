@@ -11,10 +11,12 @@ from transport.messages import (
     Explain,
     Explanations,
     JobFailed,
+    JobStats,
     Paused,
     Preempt,
     Preempted,
     Release,
+    Replay,
     Resume,
     Resumed,
     ToolPause,
@@ -154,6 +156,35 @@ def test_a_job_that_comes_to_its_pause_again_goes_on_at_once() -> None:
     assert len(b.take(Resume)) == 1
     pauses(b)
     assert b.take(Resume) == [Resume(job_id="job-1")]
+
+
+@pytest.mark.parametrize(("back_after", "left"), [(3.0, 2.0), (8.0, 0.0)])
+def test_a_job_that_is_dropped_as_its_pause_begins_waits_for_what_is_left_of_it(back_after: float, left: float) -> None:
+    """The scheduler asks for it just before it hears that the job has come to its pause."""
+    b = bench("srpt-oracle", host_pages=0)
+    decoding(b, seconds=5.0, tokens=380)  # the whole pool
+    b.submit(make_job("short", max_tokens=70))
+    assert b.take(Preempt) == [Preempt(job_id="job-1", number=1, drop=True)]
+    pauses(b)
+    replay = Replay(tokens=tuple(range(10)), stats=JobStats(preemptions=1))
+    b.hear(b"d1", Preempted(job_id="job-1", worker_id="d1", number=1, replay=replay))
+    assert (b.state("job-1"), b.core.next_pause_end()) == ("queued", None)
+    b.reserved(job_id="short")
+    b.prefilled(job_id="short")
+    b.decoded(job_id="short")
+    b.reserved(job_id="job-1")
+    b.prefilled(job_id="job-1")
+    b.wait(back_after)
+    b.sent.clear()
+    pauses(b)
+    if left:
+        assert b.take(Resume) == []
+        assert b.core.next_pause_end() == pytest.approx(b.now + left)
+        b.wait(left)
+    assert b.take(Resume, "d1") == [Resume(job_id="job-1")]
+    assert b.core.next_pause_end() is None
+    b.decoded()
+    b.assert_idle()
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "lamps"])
