@@ -62,8 +62,8 @@ class Builder:
         case, attend = self._inputs.case, _find(name, self._inputs.case)
         if isinstance(attend, Absent):
             return attend
-        call = partial(attend, *(_decode_arguments if case.op == "decode" else _prefill_arguments)(self._inputs))
         try:
+            call = attend(self._inputs)
             call()
         except (NotImplementedError, ImportError, ValueError) as error:
             return Absent(name, str(error).partition("\n")[0])
@@ -111,20 +111,30 @@ def build_closing(name: str, case: Case, k: Tensor, v: Tensor, device: str) -> I
     return Implementation(name, run, _backend_note(name, device), work)
 
 
-def _find(name: str, case: Case) -> Callable[..., Tensor] | Absent:
+def _find(name: str, case: Case) -> Callable[[Inputs], Callable[[], Tensor]] | Absent:
+    """What makes the function to time."""
     operation = f"{case.op}_attention"
     if case.op == "prefill" and case.batch > 1:
         return Absent(name, "prefill_attention takes one sequence")
-    if name == "reference":
-        return _reference(operation)
-    if name == "ours":
-        return getattr(hack_kernels, operation)  # type: ignore[no-any-return]
-    if case.fmt.raw:
+    if name == "fused_dequant" and case.fmt.raw:
         return Absent(name, "raw pages hold no codes")
-    attend: Callable[..., Tensor] | None = getattr(hack_kernels, "fused_dequant_attention", None)
-    if attend is None or case.op != "decode":
+    if name == "fused_dequant" and case.op != "decode":
         return Absent(name, f"hack_kernels has no fused dequantization for {case.op}")
-    return attend
+    if name != "reference" and case.op == "decode":
+        return partial(_planned, dequant=name == "fused_dequant")
+    attend = _reference(operation) if name == "reference" else getattr(hack_kernels, operation)
+    arguments = _decode_arguments if case.op == "decode" else _prefill_arguments
+    return lambda inputs: partial(attend, *arguments(inputs))
+
+
+def _planned(inputs: Inputs, dequant: bool) -> Callable[[], Tensor]:
+    """As a decode worker does it: the step is planned once for all layers, and a layer's call is timed."""
+    counts, rows, tokens = _counts(inputs)
+    pages, residual = inputs.pages.unsqueeze(0), inputs.residual.unsqueeze(0)
+    plan = hack_kernels.plan_decode(
+        inputs.case.fmt, pages, inputs.page_table, counts, residual, rows, tokens, dequant=dequant
+    )
+    return partial(plan.attend, 0, inputs.q, inputs.scale)
 
 
 def _reference(operation: str) -> Callable[..., Tensor]:
@@ -137,10 +147,16 @@ def _backend_note(name: str, device: str) -> str:
 
 
 def _decode_arguments(inputs: Inputs) -> tuple[object, ...]:
-    case, table = inputs.case, inputs.page_table
-    rows = torch.arange(case.batch, device=table.device)
-    counts, tokens = torch.full_like(rows, case.pages_per_sequence), torch.full_like(rows, case.residual_tokens)
-    return case.fmt, inputs.q, inputs.pages, table, counts, inputs.residual, rows, tokens, inputs.scale
+    counts, rows, tokens = _counts(inputs)
+    history = inputs.q, inputs.pages, inputs.page_table, counts
+    return inputs.case.fmt, *history, inputs.residual, rows, tokens, inputs.scale
+
+
+def _counts(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """num_pages, residual_rows and residual_tokens of every sequence."""
+    case = inputs.case
+    rows = torch.arange(case.batch, device=inputs.page_table.device)
+    return torch.full_like(rows, case.pages_per_sequence), rows, torch.full_like(rows, case.residual_tokens)
 
 
 def _prefill_arguments(inputs: Inputs) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from decode.pool import PagePool, Reservation
-from hack_kernels import append, decode_attention
+from hack_kernels import append, plan_decode
 from model.sampler import SamplerState
 from model.text import FinishRule
 from transport.messages import Job, JobStats
@@ -67,16 +67,15 @@ class DecodeBatch:
             table[row, : len(slots)] = torch.tensor(slots, dtype=torch.int64)
         closed = torch.tensor(num_pages)
         self._open_slots = table.gather(1, closed[:, None])[:, 0].to(device)
-        self._table = table.to(device)
-        self._num_pages = closed.to(device)
         self._rows = torch.tensor([s.reservation.row for s in self.sequences]).to(device)
         self._num_tokens = self.positions.to(device)
-        self._residual_tokens = self._num_tokens + 1 - self._num_pages * fmt.page_tokens
+        num_closed = closed.to(device)
+        residual_tokens = self._num_tokens + 1 - num_closed * fmt.page_tokens
+        history = (self.pool.pages, table.to(device), num_closed)
+        self._plan = plan_decode(fmt, *history, self.pool.residual, self._rows, residual_tokens)
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         """q [batch, heads, head_dim], k and v [batch, kv_heads, head_dim] after RoPE -> [batch, heads, head_dim]."""
         fmt, pages, residual = self.pool.fmt, self.pool.pages[layer], self.pool.residual[layer]
         append(fmt, k, v, pages, residual, self._rows, self._num_tokens, self._open_slots)
-        return decode_attention(
-            fmt, q, pages, self._table, self._num_pages, residual, self._rows, self._residual_tokens, scale
-        )
+        return self._plan.attend(layer, q, scale)

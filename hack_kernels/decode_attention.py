@@ -54,13 +54,11 @@ def run_decode(
     residual_tokens: Tensor,
     scale: float,
 ) -> Tensor:
-    """`operation`, with the arguments of `decode_attention`. The native kernels check theirs themselves, in less time."""
+    """`operation`, with the arguments of `decode_attention`. The native kernels check values themselves, in less time."""
     arguments = (q, pages, page_table, num_pages, residual, residual_rows, residual_tokens)
-    if not isinstance(q, Tensor):
-        check_decode(fmt, *arguments)
+    check_decode(fmt, *arguments)
     backend = choose(q.device).name
     if backend != "cpu":
-        check_decode(fmt, *arguments)
         check_decode_values(fmt, *arguments)
     attend = function_of(backend, operation, "fused_dequant" if operation.startswith("fused") else operation)
     result: Tensor = attend(fmt, *arguments, scale)

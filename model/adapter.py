@@ -24,7 +24,10 @@ class Attend(Protocol):
     """Attention of one layer, called once per layer, in order, within `Model.forward`."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """q [T, heads, head_dim], k, v [T, kv_heads, head_dim], after RoPE -> [T, heads, head_dim]. Views: may not be contiguous."""
+        """q [T, heads, head_dim], k, v [T, kv_heads, head_dim], after RoPE -> [T, heads, head_dim]. Views: may not be contiguous.
+
+        The result is valid until the next call.
+        """
         ...
 
 

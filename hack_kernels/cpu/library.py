@@ -125,6 +125,7 @@ def load() -> ctypes.CDLL:
             "the native kernels were built from other sources (python -m hack_kernels.cpu.build builds them anew)"
         )
     library.packhorse_integer_dots.restype = c_int64
+    library.packhorse_decode.argtypes = [c_void_p] * 4
     return library
 
 
@@ -226,7 +227,11 @@ class BadValue(Exception):
 
 def call(function: str, arguments: ctypes.Structure, *addresses: int) -> None:
     """Raises MemoryError where the kernels could not allocate their scratch memory, BadValue where a value is out of range."""
-    status = getattr(load(), function)(ctypes.byref(arguments), *map(c_void_p, addresses))
+    check_status(function, getattr(load(), function)(ctypes.byref(arguments), *map(c_void_p, addresses)))
+
+
+def check_status(function: str, status: int) -> None:
+    """Raises what `call` raises."""
     if status == BAD_VALUE:
         raise BadValue(function)
     if status:

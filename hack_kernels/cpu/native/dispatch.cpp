@@ -271,14 +271,11 @@ EXPORT const char* packhorse_sources() { return PACKHORSE_SOURCES; }
 EXPORT const char* packhorse_isa(int64_t isa) { return isa >= 0 && isa < kCount && runs(isa) ? kAll[isa]->name : nullptr; }
 EXPORT int64_t packhorse_num_isas() { return kCount; }
 
-// `plan` has no addresses in it: the same call is made for every layer, with other tensors.
-EXPORT int packhorse_decode(const Decode* plan, void* out, const void* q, void* pages, const int64_t* page_table,
-                            const int64_t* num_pages, void* residual, const int64_t* residual_rows, const int64_t* residual_tokens) {
+// `plan` lacks the addresses of q, pages and residual: the same call is made for every layer, with other tensors.
+EXPORT int packhorse_decode(const Decode* plan, const void* q, void* pages, void* residual) {
   Decode call = *plan;
-  call.out = static_cast<uint8_t*>(out), call.q = static_cast<const uint8_t*>(q);
+  call.q = static_cast<const uint8_t*>(q);
   call.pool.data = static_cast<uint8_t*>(pages), call.residual.data = static_cast<uint8_t*>(residual);
-  call.page_table = page_table, call.num_pages = num_pages;
-  call.residual_rows = residual_rows, call.residual_tokens = residual_tokens;
   return Decoding(call, *kAll[call.run.isa]).run();
 }
 
