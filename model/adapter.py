@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from packhorse.errors import UnsupportedModelError
+from transport.messages import ModelSizes
+
+from .sizes import model_sizes
 
 ATTENTION = "packhorse"
 _HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "return_dict"}
@@ -54,6 +57,11 @@ class Model:
     def __init__(self, module: PreTrainedModel, info: ModelInfo) -> None:
         self.info = info
         self._module = module
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What its times depend on."""
+        return model_sizes(self._module, self.info.heads)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, logits_at: Tensor) -> Tensor:

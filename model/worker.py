@@ -134,6 +134,9 @@ class Worker:
             max_context_tokens=self.model.info.max_context_tokens,
             link=self.config.link,
             backend=choose(str(self.model.info.device)).name,
+            device=device_name(self.model.info.device),
+            sizes=self.model.sizes,
+            nic_gbps=self.config.nic_gbps,
             **fields,
         )
 
@@ -193,3 +196,8 @@ class Worker:
 
     def _overflow(self, address: str) -> None:
         self.fail_gateway(address, PackhorseError(f"the gateway at {address} does not take its tokens"))
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name as its driver has it; of anything else its type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

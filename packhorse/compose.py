@@ -69,7 +69,7 @@ class ComposeOverride:
                 service = _merged(service, services[worker.role])
         planned = {name: getattr(self.deployment, name) for name in ("model", "dtype", "kv_format", "link")}
         planned |= {"worker_id": worker.name, "device": worker.devices[0]}
-        planned |= {name: getattr(worker, name) for name in ("max_jobs", "pool_bytes")}
+        planned |= {name: getattr(worker, name) for name in ("nic_gbps", "max_jobs", "pool_bytes")}
         if (index := _index(worker)) is not None and self.deployment.link != "ucx":
             _reservation(service).pop("count")
             _reservation(service)["device_ids"] = [index]

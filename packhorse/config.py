@@ -85,6 +85,12 @@ class WorkerConfig(ProcessConfig):
     kv_format: str = Field(default=DEFAULT_KV_FORMAT, pattern=r"^(raw|k[248]v[248])$")
     link: LinkName = "zmq"
     threads: int | None = Field(default=None, ge=1)
+    nic_gbps: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="this worker's share of its machine's network, as first guess",
+    )
 
 
 class PrefillConfig(WorkerConfig):

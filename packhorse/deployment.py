@@ -10,7 +10,7 @@
       - name: a
         host: 10.0.0.1
         processes:
-          - {name: a-prefill-0, role: prefill, devices: ["cuda:0"]}
+          - {name: a-prefill-0, role: prefill, devices: ["cuda:0"], nic_gbps: 50}
           - {name: a-decode-0, role: decode, devices: ["cuda:1"], max_jobs: 68, pool_bytes: 3459000000, data_bind: null}
 
 Fields of processes are those of packhorse/config.py. `tp` is the number of a process's devices. Plans may have tp above 1; workers
@@ -43,7 +43,7 @@ class _Part(BaseModel):
 
 
 class WorkerEntry(_Part):
-    """One worker process. `max_jobs` and below: as in packhorse/config.py, None for its default."""
+    """One worker process. `nic_gbps` and below: as in packhorse/config.py, None for its default."""
 
     name: str = Field(pattern=_NAME)
     role: Literal["prefill", "decode"]
@@ -53,6 +53,7 @@ class WorkerEntry(_Part):
         default=None, pattern=r"^(raw|k[248]v[248])$", description="default: the deployment's"
     )
     link: Literal["zmq", "tcp", "ucx"] | None = Field(default=None, description="default: the deployment's")
+    nic_gbps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_jobs: int | None = Field(default=None, ge=1)
     pool_bytes: int | None = Field(default=None, ge=1)
     data_bind: str | None = Field(default=None, pattern=r"^.+:\d+$")
@@ -235,7 +236,9 @@ def local_cluster_from(deployment: Deployment, **settings: Any) -> LocalDeployme
     workers: dict[str, dict[str, Any]] = {}
     numbers: Counter[str] = Counter()
     for worker in machine_of_workers(deployment).processes:
-        fields = {name: getattr(worker, name) for name in ("max_jobs", "pool_bytes", "data_bind", "advertise")}
+        fields = {
+            name: getattr(worker, name) for name in ("nic_gbps", "max_jobs", "pool_bytes", "data_bind", "advertise")
+        }
         given = {name: value for name, value in fields.items() if value is not None}
         workers[f"{worker.role}-{numbers[worker.role]}"] = {"device": worker.devices[0], **given}
         numbers[worker.role] += 1

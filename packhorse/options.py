@@ -43,6 +43,7 @@ HELP = {
     "max_jobs": "jobs that the worker holds at once",
     "max_queue": "jobs that may wait; more are answered with 429",
     "model": "'embedded', a directory, or a Hugging Face id",
+    "nic_gbps": "the worker's share of its machine's network in Gbit/s, for the first predictions of transfers",
     "placement": "how a (prefill, decode) pair is chosen",
     "policy": "order of the queue",
     "pool_bytes": "size of the page pool, unless pool_pages is given",

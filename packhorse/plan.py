@@ -100,6 +100,7 @@ def _workers(given: Assignment, found: PlanResult) -> list[WorkerEntry]:
             name = f"{machine.name}-{role}-{number}"
             fields: dict[str, object] = {"name": name, "role": role, "devices": devices, "tp": tp}
             fields |= {"kv_format": found.best.kv_format, "link": found.cluster.link}
+            fields["nic_gbps"] = round(machine.nic_gbps / (option.prefills + option.decodes), 3)
             if role == "decode" and option.decode:
                 fields |= {"max_jobs": option.decode.batch, "pool_bytes": option.decode.page_bytes}
             entries.append(WorkerEntry.model_validate(fields))

@@ -13,6 +13,7 @@ from packhorse.errors import ConfigError
 from scheduler.cost import DEFAULT_PRIOR, CostModel, ErrorSummary, ErrorWindow, WorkerCost
 from scheduler.forecast import Forecast
 from scheduler.jobs import TrackedJob
+from scheduler.planner import registered_prior
 from scheduler.policies import Room
 from scheduler.predictor import JobFeatures, make_predictor
 from scheduler.refinement import Refinement
@@ -64,6 +65,7 @@ class Experience:
         self.predictor = make_predictor(predictor) if predictor != "none" else None
         self._refinement = Refinement(informed=self.predictor is not None)
         self._lengths = ErrorWindow()
+        self._told: set[tuple[str, str]] = set()  # (device, what its prior rests on), once each in the log
         if predictor == "oracle":
             raise ConfigError("predictor='oracle' knows lengths beforehand: it is for simulations", param="predictor")
 
@@ -100,7 +102,13 @@ class Experience:
     # ---- workers
 
     def joined(self, worker: Worker) -> None:
-        self.cost.add(worker.worker_id)
+        """Its costs start from the planner's figures of its device, where that has any."""
+        prior, basis = registered_prior(worker.info)
+        self.cost.add(worker.worker_id, prior)
+        device = worker.info.device or "a device that is not named"
+        if (device, basis) not in self._told:
+            self._told.add((device, basis))
+            log.info("until they report, workers on %s are predicted by %s", device, basis)
 
     def left(self, worker: Worker) -> None:
         self.cost.forget(worker.worker_id)

@@ -4,7 +4,7 @@ from .cluster import Cluster, Machine, load_cluster
 from .cost import Instance, PageSizes
 from .devices import Device, known_devices
 from .model_shape import ModelShape, read_shape
-from .priors import worker_prior
+from .priors import registered_prior, worker_prior
 from .rates import Slo
 from .report import as_data, render
 from .search import DEFAULT_FORMATS, Plan, PlanResult, search
@@ -27,6 +27,7 @@ __all__ = [
     "load_cluster",
     "load_workload",
     "read_shape",
+    "registered_prior",
     "render",
     "search",
     "worker_prior",

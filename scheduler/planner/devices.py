@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,14 +49,32 @@ class Device(BaseModel):
 @cache
 def known_devices() -> dict[str, Device]:
     """The devices of devices.json, by name."""
-    data = json.loads(_FILE.read_text(encoding="utf-8"))
     return {
         name: Device(**{figure: entry["value"] for figure, entry in figures.items()})
-        for name, figures in data["devices"].items()
+        for name, figures in _data()["devices"].items()
     }
+
+
+def device_named(name: str) -> str | None:
+    """The known device that a driver calls `name`; None for any other, such as a CPU, an AMD GPU or a part of a GPU (MIG).
+
+    Older drivers leave the maker's name out, so it does not count. A card that is up to a tenth slower than a device's data sheet (the
+    PCIe variants) counts as that device.
+    """
+    names: dict[str, str] = _data()["names"]
+    return next((device for known, device in names.items() if _without_maker(known) == _without_maker(name)), None)
 
 
 def sources(name: str) -> dict[str, str]:
     """Where each figure of a known device comes from."""
-    data = json.loads(_FILE.read_text(encoding="utf-8"))
+    data = _data()
     return {figure: data["sources"][entry["source"]] for figure, entry in data["devices"][name].items()}
+
+
+@cache
+def _data() -> Any:
+    return json.loads(_FILE.read_text(encoding="utf-8"))
+
+
+def _without_maker(name: str) -> str:
+    return name.removeprefix("NVIDIA ").removeprefix("Tesla ")

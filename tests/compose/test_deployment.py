@@ -27,7 +27,7 @@ machines:
   - name: a
     processes:
       - {name: a-prefill-0, role: prefill, devices: [cpu]}
-      - {name: a-decode-0, role: decode, devices: [cpu], max_jobs: 8, pool_bytes: 1000000, data_bind: null}
+      - {name: a-decode-0, role: decode, devices: [cpu], nic_gbps: 12.5, max_jobs: 8, pool_bytes: 1000000, data_bind: null}
       - {name: a-decode-1, role: decode, devices: [cpu], max_jobs: 8, pool_bytes: 2000000}
 """
 GPU = CPU.replace("a-decode-1, role: decode, devices: [cpu]", "a-decode-1, role: decode, devices: ['cuda:1']")
@@ -79,6 +79,8 @@ def test_every_planned_field_is_a_variable_that_the_process_has(services: Callab
         assert {name: environment[f"PACKHORSE_{name}"] for name in expected} == expected
     limits = [made[f"a-decode-{i}"]["environment"]["PACKHORSE_POOL_BYTES"] for i in (0, 1)]
     assert limits == ["1000000", "2000000"]
+    assert made["a-decode-0"]["environment"]["PACKHORSE_NIC_GBPS"] == "12.5"
+    assert made["a-decode-1"]["environment"]["PACKHORSE_NIC_GBPS"] is None  # left to the shell
 
 
 def test_a_worker_on_a_gpu_reserves_it_and_sees_no_other(services: Callable[[str], dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from packhorse.config import build
 from packhorse.deployment import Deployment, load_deployment, local_cluster, local_cluster_from, write_deployment
 from packhorse.errors import ConfigError
 from packhorse.launcher import UpConfig
+from scheduler.planner import load_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -24,7 +25,7 @@ machines:
   - name: a
     processes:
       - {name: p, role: prefill, devices: [cpu]}
-      - {name: d0, role: decode, devices: [cpu], max_jobs: 8, pool_bytes: 1000000}
+      - {name: d0, role: decode, devices: [cpu], nic_gbps: 12.5, max_jobs: 8, pool_bytes: 1000000}
       - {name: d1, role: decode, devices: ["cuda:1"], tp: 1, data_bind: "127.0.0.1:0"}
 """
 
@@ -66,6 +67,7 @@ def test_what_is_written_is_read_back(write: Callable[[str], Path], tmp_path: Pa
         ("role: prefill", "role: decode", "there is no prefill worker"),
         ("prefill, devices: [cpu]", "prefill, devices: ['cuda:1']", "device 'cuda:1' is given to 2 processes"),
         ("prefill, devices: [cpu]", "prefill, pool_bytes: 5", "p: pool_bytes is a field of decode workers alone"),
+        ("nic_gbps: 12.5", "nic_gbps: 0", "machines[0].processes[1].nic_gbps=0: Input should be greater than 0"),
         ("devices: [cpu]}", "devices: [tpu]}", "machines[0].processes[0].devices[0]='tpu'"),
         (
             "prefill, devices: [cpu]",
@@ -98,7 +100,7 @@ def test_a_local_deployment_gives_the_launcher_its_configuration_and_each_worker
     assert (config.prefill, config.decode, config.kv_format, config.port, config.threads) == (1, 2, "k4v2", 0, 1)
     assert local.workers == {
         "prefill-0": {"device": "cpu"},
-        "decode-0": {"device": "cpu", "max_jobs": 8, "pool_bytes": 1000000},
+        "decode-0": {"device": "cpu", "nic_gbps": 12.5, "max_jobs": 8, "pool_bytes": 1000000},
         "decode-1": {"device": "cuda:1", "data_bind": "127.0.0.1:0"},
     }
     with pytest.raises(ConfigError, match="threads=0"):
@@ -135,6 +137,12 @@ def test_the_command_prints_both_plans_and_writes_a_deployment_that_loads(packho
     deployment = load_deployment(out)
     assert {worker.role for worker in deployment.workers()} == {"prefill", "decode"}
     assert all(len(machine.processes) <= 4 for machine in deployment.machines)
+    planned = load_cluster(ROOT / "examples/clusters/two-tier.yaml").machines
+    for machine, entry in zip(planned, deployment.machines, strict=True):
+        shares = [process.nic_gbps for process in entry.processes]
+        assert sum(filter(None, shares)) == pytest.approx(machine.nic_gbps, rel=1e-3), (
+            "processes share their machine's NIC"
+        )
     assert isinstance(deployment, Deployment)
 
 

@@ -12,9 +12,9 @@ class KVLayout(Model):
 
     model: str
     revision: str = Field(description="hash of configuration and weights")
-    layers: int
-    kv_heads: int
-    head_dim: int
+    layers: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=1)
     dtype: str = Field(description="of raw pages and of the residual, as torch names it: bfloat16")
     kv_format: str = Field(description="raw, or k<bits>v<bits>")
     page_tokens: int

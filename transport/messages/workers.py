@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import ErrorInfo, Model, Role
 from .layout import KVLayout
@@ -13,6 +13,29 @@ MAX_SCORES = 256  # of one heartbeat
 MAX_SCORE_BINS = 64
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class ModelSizes(Model):
+    """What a model's times depend on besides its layout. Parameters count matrices alone; `block_params` are of all layers together.
+
+    `active_params` of them compute one token; the difference are experts that the token does not go to.
+    """
+
+    heads: int = Field(ge=1)
+    hidden: int = Field(ge=1)
+    block_params: int = Field(ge=1)
+    active_params: int = Field(ge=1)
+    embedding_params: int = Field(ge=1)
+    head_params: int = Field(ge=0, description="0: the embedding gives the logits too")
+    experts: int = Field(default=1, ge=1)
+    active_experts: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _parts_fit_the_whole(self) -> Self:
+        for part, whole in (("active_params", "block_params"), ("active_experts", "experts")):
+            if getattr(self, part) > getattr(self, whole):
+                raise ValueError(f"{part}={getattr(self, part)} is more than {whole}={getattr(self, whole)}")
+        return self
 
 
 class WorkerInfo(Model):
@@ -30,6 +53,13 @@ class WorkerInfo(Model):
     host_pages: int = Field(default=0, description="decode: pages of preempted jobs that host memory may hold")
     link: str = "zmq"
     backend: str = Field(default="reference", description="kernel back end in use")
+    device: str = Field(
+        default="", max_length=200, description="cpu, or the GPU's name as its driver has it; empty: not said"
+    )
+    sizes: ModelSizes | None = None
+    nic_gbps: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="its share of the machine's network; None: not known"
+    )
 
 
 class LengthScore(Model):
