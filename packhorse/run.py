@@ -1,5 +1,6 @@
 """Runs one component as a process: start, serve, drain, stop. The first SIGINT or SIGTERM drains, the second kills.
 
+Before it serves, the first ends it: neither an import nor a model that loads in a thread can be cancelled, and neither is waited for.
 Logging is set up here and nowhere else. It knows the components by name alone and imports one only to run it.
 """
 
@@ -11,14 +12,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from packhorse.config import ProcessConfig
 from packhorse.errors import ConfigError, PackhorseError
 from packhorse.garbage import calm_collector
 
 STOP_SECONDS = 15.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CLASSES = {
     "gateway": ("gateway.process", "Gateway"),
     "scheduler": ("scheduler.process", "Scheduler"),
@@ -51,7 +53,10 @@ def run(name: str, config: ProcessConfig) -> int:
     """Runs component `name` until a signal; returns the exit status. Logs and reports start-up errors in one line."""
     set_up_logging(name, config.log_level)
     try:
-        return asyncio.run(_run(name, config))
+        for number in SIGNALS:  # until the loop takes them: nothing is open yet
+            signal.signal(number, lambda *_: os._exit(0))
+        module, attribute = CLASSES[name]
+        return asyncio.run(_run(getattr(importlib.import_module(module), attribute), config))
     except Exception as error:
         print(error_line(error), file=sys.stderr)
         log.debug("the failure in full", exc_info=error)
@@ -75,14 +80,13 @@ def error_line(error: BaseException) -> str:
     return f"packhorse: error: {text}" if known else f"packhorse: error: {type(error).__name__}: {text}"
 
 
-async def _run(name: str, config: ProcessConfig) -> int:
+async def _run(kind: Callable[[ProcessConfig], Component], config: ProcessConfig) -> int:
     stopping = _signals()
-    module, attribute = CLASSES[name]
-    component: Component = getattr(importlib.import_module(module), attribute)(config)
+    component = kind(config)
     try:
         await _until(stopping, component.start())
     except Interrupted:
-        return 0
+        _leave_threads()
     calm_collector()
     log.info("ready%s", _address(component))
     try:
@@ -93,6 +97,13 @@ async def _run(name: str, config: ProcessConfig) -> int:
         await _stop(component, config)
         raise
     return 0 if await _stop(component, config) else 1
+
+
+def _leave_threads() -> NoReturn:
+    """Ends the process with status 0 without waiting for threads. `start` has freed what it opened."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 async def _stop(component: Component, config: ProcessConfig) -> bool:
@@ -139,7 +150,7 @@ def _signals() -> asyncio.Event:
             os._exit(128 + number)
         stopping.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, received, number)
     return stopping
 

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,32 @@ def test_a_signal_before_it_is_up_ends_the_start() -> None:
         process.terminate()
         out, _ = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "made\n")
+
+
+def test_a_signal_while_a_thread_loads_does_not_wait_for_it() -> None:
+    load = "import time; print('loading', file=sys.stderr, flush=True); await asyncio.to_thread(time.sleep, 100)"
+    with fake(start=load) as process:
+        read_until(process, "loading")
+        process.terminate()
+        out, _ = process.communicate(timeout=40)
+    assert (process.returncode, out) == (0, "made\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_import_ends_it(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import sys, time; print('importing', file=sys.stderr, flush=True); time.sleep(100)"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + PROGRAM.replace(
+        '("fake", "Fake")', '("slow", "Fake")'
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code.format(start="pass", stop="pass", more="")], stderr=subprocess.PIPE, text=True
+    ) as process:
+        read_until(process, "importing")
+        process.send_signal(number)
+        process.communicate(timeout=40)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
