@@ -9,6 +9,7 @@ instructions.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ RECORD_KEYS = (
 DEFAULT_FORMATS = ("k2v2", "k4v2", "k4v4", "k8v8", "raw")
 DEFAULT_GQA = (4, 8)
 MAX_GQA = 16
+GRID_HEAD_DIMS, GRID_FORMATS, GRID_GQA = (64, 80, 96, 128, 256), ("k2v2", "k4v2", "k4v4", "k8v8"), (1, 4, 8, 16)
 BASELINE = Path(__file__).with_name("sass_baseline.json")
 _SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}  # of a processor
 _REGISTERS, _WARPS, _PROGRAMS, _RESERVED_BYTES = 65536, 64, 32, 1024
@@ -59,6 +61,21 @@ def compile_report(
         if name != "raw" or kernel in RAW_KERNELS
     ]
     return [_record(kernel, arch, name, ratio, head_dim) for kernel, arch, name, ratio in progress(cases)]
+
+
+def compile_grid(
+    archs: Sequence[str] = tuple(ARCHS),
+    head_dims: Sequence[int] = GRID_HEAD_DIMS,
+    formats: Sequence[str] = GRID_FORMATS,
+    gqa: Sequence[int] = GRID_GQA,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> list[dict[str, Any]]:
+    """Records of the decode kernel in every shape that models have, with `head_dim` beside the keys of RECORD_KEYS."""
+    cases = [(dim, name, arch, ratio) for dim in head_dims for name in formats for arch in archs for ratio in gqa]
+    return [
+        {"head_dim": dim} | _record("decode_attention", arch, name, ratio, dim)
+        for dim, name, arch, ratio in progress(cases)
+    ]
 
 
 def _check(option: str, values: Sequence[Any], allowed: Sequence[Any]) -> None:
@@ -111,6 +128,22 @@ def print_compiled(records: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def print_grid(records: Sequence[dict[str, Any]], console: Console) -> None:
+    """One line for each head_dim and format; a column for each architecture and GQA ratio."""
+    columns = list(dict.fromkeys((record["arch"], record["gqa"]) for record in records))
+    cells = {(r["head_dim"], r["format"], r["arch"], r["gqa"]): r for r in records}
+    table = Table(title="decode_attention: registers, spilled bytes, instructions per KV value")
+    for name in ("head_dim", "format", *(f"{arch} GQA {gqa}" for arch, gqa in columns)):
+        table.add_column(name)
+    for dim, fmt in dict.fromkeys((record["head_dim"], record["format"]) for record in records):
+        table.add_row(str(dim), fmt, *(_grid_cell(cells[dim, fmt, *column]) for column in columns))
+    console.print(table)
+
+
+def _grid_cell(record: dict[str, Any]) -> str:
+    return f"{record['registers']}, {record['spill_bytes']}, {record['instructions_per_kv_value']:.2f}"
+
+
 def read_baseline() -> dict[str, Any]:
     """The committed figures: `triton`, the version that made them, and `records`."""
     return json.loads(BASELINE.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
@@ -125,7 +158,17 @@ def write_baseline(records: Sequence[dict[str, Any]]) -> None:
     BASELINE.write_text(text, encoding="utf-8")
 
 
-if __name__ == "__main__":  # make the baseline anew: python -m bench.compile
+def main(arguments: Sequence[str]) -> None:
+    """Makes the baseline anew; with `grid` prints the grid instead, of the GQA ratios that follow it or all."""
+    if arguments and arguments[0] != "grid":
+        raise SystemExit(f"{arguments[0]} is not grid")
+    if arguments:
+        print_grid(compile_grid(gqa=[int(ratio) for ratio in arguments[1:]] or GRID_GQA), Console(width=160))
+        return
     made = compile_report()
     write_baseline(made)
     print_compiled(made, Console(width=160))
+
+
+if __name__ == "__main__":  # python -m bench.compile, or python -m bench.compile grid 4
+    main(sys.argv[1:])

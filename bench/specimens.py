@@ -34,6 +34,7 @@ class Specimen:
     warps: int
     kv_values: int = 0
     fusion: bool = True
+    max_registers: int | None = None  # of a thread, where the launcher says so
 
 
 def specimen(kernel: str, fmt: PageFormat, gqa: int) -> Specimen:
@@ -58,7 +59,7 @@ def compile_specimen(made: Specimen, arch: str) -> tuple[bytes, int]:
         made.constants,
         {(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    options = {"num_warps": made.warps, "num_stages": 1, "enable_fp_fusion": made.fusion}
+    options = {"num_warps": made.warps, "num_stages": 1, "enable_fp_fusion": made.fusion, "maxnreg": made.max_registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", ARCHS[arch], 32), options=options)
     return compiled.asm["cubin"], compiled.metadata.shared
 
@@ -80,14 +81,15 @@ def _raw_history(fmt: PageFormat, gqa: int) -> Specimen:
 
 
 def _history(fmt: PageFormat, gqa: int, dequant: bool = False, queries: int = 1) -> Specimen:
-    from hack_kernels.triton.history import attend_pages
+    from hack_kernels.triton.history import MAX_REGISTERS, attend_pages
     from hack_kernels.triton.layout import layout_of
 
     constants = {
         "HEADS": 8 * gqa, "L": layout_of(fmt), "GROUP": gqa, "QUERIES": queries, "TILES": -(-gqa * queries // 8),
         "TERMS": 1, "DEQUANT": dequant, "PTX": True, "STAGES": 1,
     }  # fmt: skip
-    return Specimen(attend_pages, _ATTEND_TYPES, constants, 1, 2 * fmt.page_tokens * fmt.head_dim)
+    values = 2 * fmt.page_tokens * fmt.head_dim
+    return Specimen(attend_pages, _ATTEND_TYPES, constants, 1, values, max_registers=MAX_REGISTERS)
 
 
 def _fused_dequant(fmt: PageFormat, gqa: int) -> Specimen:

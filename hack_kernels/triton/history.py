@@ -32,6 +32,9 @@ from .page_values import block_channels, block_weight, weigh_values
 
 _RESCALE_AT = tl.constexpr(40.0)  # log2: float32 sums may outgrow their reference by this before they are scaled back
 
+MAX_REGISTERS = (
+    255  # of a thread, all there are: left to itself the assembler spills at head_dim 64, for more programs at once
+)
 RAW_ROWS = 16  # the least that a product of Triton's takes as rows
 
 Grid = tuple[int, int, int]
@@ -53,8 +56,10 @@ def attend_pages(
     kv_head = tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
     split, first, last = split_range(num_pages, sequence * count_stride, TILES)
-    row, valid = query_rows(sequence, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS, TILES)
-    part = row * (tl.num_programs(0) // TILES) + split
+    first_row, row, valid = query_rows(sequence, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS, TILES)
+    first_part, part = part_rows(first_row, row, split, TILES)
+    q += first_row * L.head_dim
+    part_total += first_part
     if first >= last:
         tl.store(part_total + part, tl.zeros((ROWS,), tl.float32), mask=valid)
         return
@@ -71,12 +76,13 @@ def attend_pages(
         state = attend_page(state, page, queries, bias_queries, query_scale, scale * LOG2_E, DEQUANT, L, PTX)
 
     top, out, total, offsets = state
-    tl.store(part_top + part, top, mask=valid)
+    tl.store(part_top + first_part + part, top, mask=valid)
     tl.store(part_total + part, tl.max(total, 1), mask=valid)
+    part_out += first_part * L.head_dim
     channel = block_channels(L)
     for block in tl.static_range(L.v_blocks):
         values = out[block] * block_weight(block, L) + block_offset(offsets, block, L)[None, :]
-        pointers = part_out + part[None, :] * L.head_dim + block * L.v_rows + channel[:, None]
+        pointers = part_out + part[None, :].to(tl.int64) * L.head_dim + block * L.v_rows + channel[:, None]
         tl.store(pointers, values, mask=(channel < L.v_rows)[:, None] & valid[None, :])
 
 
@@ -161,11 +167,21 @@ def query_rows(
     sequence, kv_head, num_queries, HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
     TILES: tl.constexpr,
 ):  # fmt: skip
-    """This program's tile, rows [ROWS] of q [num_queries * HEADS, head_dim] that share a KV head and a sequence, and which exist."""
+    """Rows of q [num_queries * HEADS, head_dim]: the sequence's first (int64), this program's tile [ROWS] relative to it, which exist.
+
+    Tiles are rows that share a KV head and a sequence; 32 bits are half the registers, which live as long as the program.
+    """
     row = tl.program_id(0) % TILES * ROWS + tl.arange(0, ROWS)
-    query = sequence * QUERIES + row // GROUP
-    valid = (row < QUERIES * GROUP) & (query < num_queries)
-    return query * HEADS + kv_head * GROUP + row % GROUP, valid
+    query = row // GROUP
+    valid = (row < QUERIES * GROUP) & (query < num_queries - sequence * QUERIES)
+    return sequence * (QUERIES * HEADS), query * HEADS + kv_head * GROUP + row % GROUP, valid
+
+
+@triton.jit
+def part_rows(first_row, row, split, TILES: tl.constexpr):
+    """Where a split's results lie in part_top and part_total: for the sequence's first row (int64), and rows' [ROWS] relative to it."""
+    splits = tl.num_programs(0) // TILES
+    return first_row * splits + split, row * splits
 
 
 @triton.jit
@@ -189,11 +205,11 @@ def attend_raw_pages(
     kv_head = tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
     split, first, last = split_range(num_pages, sequence * count_stride, TILES)
-    row, valid = query_rows(sequence, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS, TILES)
-    part = row * (tl.num_programs(0) // TILES) + split
+    first_row, row, valid = query_rows(sequence, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS, TILES)
+    first_part, part = part_rows(first_row, row, split, TILES)
     dims = tl.arange(0, PADDED)
     mask = valid[:, None] & (dims < DIM)[None, :]
-    x = tl.load(q + row[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
+    x = tl.load(q + first_row * DIM + row[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
     queries = split_terms(x, DTYPE, TERMS)
     token = tl.arange(0, 64)
     state = empty_rows(ROWS, PADDED)
@@ -208,9 +224,9 @@ def attend_raw_pages(
             seen = tl.broadcast_to((start + token < TOKENS)[None, :], (ROWS, 64))
             state = attend_keys(state, queries, k, v, seen, scale * LOG2_E, W_TERMS, PTX)
     top, total, out = state
-    tl.store(part_top + part, top, mask=valid)
-    tl.store(part_total + part, total, mask=valid)
-    tl.store(part_out + part[:, None] * DIM + dims[None, :], out, mask=mask)
+    tl.store(part_top + first_part + part, top, mask=valid)
+    tl.store(part_total + first_part + part, total, mask=valid)
+    tl.store(part_out + (first_part + part)[:, None] * DIM + dims[None, :], out, mask=mask)
 
 
 def attend_history(
@@ -252,7 +268,7 @@ def _launch_coded(
 ) -> None:
     attend_pages[grid](
         *arguments, **shared, L=layout_of(fmt), TERMS=query_terms(dtype, torch.bfloat16), DEQUANT=dequant, STAGES=1,
-        num_warps=1, num_stages=1,
+        num_warps=1, num_stages=1, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
 
 

@@ -217,3 +217,17 @@ def reciprocal(x, PTX: tl.constexpr):
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     return 1.0 / x
+
+
+@triton.jit
+def anchor(pointers, MULTIPLE: tl.constexpr, PTX: tl.constexpr):
+    """Pointers to bytes, multiples of MULTIPLE, of which the compiler knows nothing else: what is added is a load's immediate offset.
+
+    Otherwise it makes `or` of additions to lanes' offsets, which takes two instructions and a register for every load.
+    """
+    if PTX:
+        numbers = tl.inline_asm_elementwise(
+            "mov.b64 $0, $1;", "=l,l", [pointers.to(tl.int64)], dtype=tl.int64, is_pure=True, pack=1
+        )
+        pointers = numbers.to(tl.pointer_type(tl.uint8))
+    return tl.multiple_of(pointers, [MULTIPLE, MULTIPLE])

@@ -18,7 +18,7 @@ import triton.language as tl
 from .fragments import ROWS, all_parts, diagonal, stack_rows
 from .packed import code_halves_in_place, multiply_halves, scale_halves
 from .page_scores import fold_k_scale, multiply_parts, q_operand, token_order
-from .page_values import load_scale_codes, load_v_codes, v_operand, w_operand
+from .page_values import block_codes, load_all_v_codes, load_scale_codes, v_lane_page, v_operand, w_operand
 
 
 @triton.jit
@@ -53,9 +53,8 @@ def prescale_queries(queries, L: tl.constexpr):
 @triton.jit
 def weigh_dequant_values(out, w, share, page, L: tl.constexpr, PTX: tl.constexpr):
     """As page_values.weigh_values."""
-    codes = ()
-    for sub in tl.static_range(L.v_blocks // L.v_planes):
-        codes = codes + (load_v_codes(page, sub, L),)
+    lanes = v_lane_page(page, L, PTX)
+    codes = load_all_v_codes(lanes, L)
     new_out = ()
     for group in tl.static_range(L.v_groups):
         scale = scale_halves(load_scale_codes(page, group, L), PTX)[None, :, :]
@@ -65,7 +64,9 @@ def weigh_dequant_values(out, w, share, page, L: tl.constexpr, PTX: tl.constexpr
         start = tl.broadcast_to(start[None, :, :], (L.v_padded // 16, 16, ROWS))
         start = tl.reshape(start, (L.v_padded, ROWS))
         for i in tl.static_range(L.v_blocks // L.v_groups):
-            block = _weigh_block(out, codes, halves, start, share, group * (L.v_blocks // L.v_groups) + i, L, PTX)
+            block = _weigh_block(
+                out, lanes, codes, halves, start, share, group * (L.v_blocks // L.v_groups) + i, L, PTX
+            )
             new_out = new_out + (block,)
     return new_out
 
@@ -77,7 +78,8 @@ def _pairs_operand(w, L: tl.constexpr):
 
 
 @triton.jit
-def _weigh_block(out, codes, halves, start, share, BLOCK: tl.constexpr, L: tl.constexpr, PTX: tl.constexpr):
+def _weigh_block(out, lanes, codes, halves, start, share, BLOCK: tl.constexpr, L: tl.constexpr, PTX: tl.constexpr):
     SUBS: tl.constexpr = L.v_blocks // L.v_planes
-    operand = v_operand(code_halves_in_place(codes[BLOCK % SUBS], L.v_bits, BLOCK // SUBS, PTX), L)
+    own = block_codes(lanes, codes, BLOCK, L)
+    operand = v_operand(code_halves_in_place(own, L.v_bits, BLOCK // SUBS, PTX), L)
     return out[BLOCK] + tl.dot(operand, halves, start) * share[None, :]

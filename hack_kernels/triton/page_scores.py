@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .fragments import ROWS, all_parts, int8_factor, largest_of_all, stack_rows, unstack_rows
-from .packed import code_field, code_halves_in_place, multiply_halves, quantize_halves, scale_halves, to_halves
+from .packed import anchor, code_field, code_halves_in_place, multiply_halves, quantize_halves, scale_halves, to_halves
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -73,23 +73,24 @@ def multiply_parts(q, page, DTYPE: tl.constexpr, L: tl.constexpr, PTX: tl.conste
     An operand has 16 rows: two parts are stacked in one, which is multiplied with the codes of either; half of each product counts.
     Rows of zeros would cost as many products, and moves beside them.
     """
+    lanes = k_lane_page(page, L, PTX)
     first = tl.zeros((16, L.page_tokens), DTYPE)
     if len(q) == 1:
         operand = stack_rows(q_operand(q[0]), tl.zeros((ROWS, 32), q[0].dtype))
-        product = tl.dot(operand, _expand(load_k_codes(page, 0, L), 0, DTYPE, L, PTX), first, out_dtype=DTYPE)
+        product = tl.dot(operand, _expand(load_k_codes(lanes, 0, L), 0, DTYPE, L, PTX), first, out_dtype=DTYPE)
         return unstack_rows(product)[0]
     else:
         second = tl.zeros((16, L.page_tokens), DTYPE)
         if L.k_planes == 1:
             for chunk in tl.static_range(0, L.k_chunks, 2):
                 operand = stack_rows(q_operand(q[chunk]), q_operand(q[chunk + 1]))
-                codes = _expand(load_k_codes(page, chunk, L), 0, DTYPE, L, PTX)
+                codes = _expand(load_k_codes(lanes, chunk, L), 0, DTYPE, L, PTX)
                 first = tl.dot(operand, codes, first, out_dtype=DTYPE)
-                other = _expand(load_k_codes(page, chunk + 1, L), 0, DTYPE, L, PTX)
+                other = _expand(load_k_codes(lanes, chunk + 1, L), 0, DTYPE, L, PTX)
                 second = tl.dot(operand, other, second, out_dtype=DTYPE)
         else:
             for chunk in tl.static_range(L.k_chunks):
-                codes = load_k_codes(page, chunk, L)
+                codes = load_k_codes(lanes, chunk, L)
                 for plane in tl.static_range(0, L.k_planes, 2):
                     part = q_operand(q[plane * L.k_chunks + chunk])
                     operand = stack_rows(part, q_operand(q[(plane + 1) * L.k_chunks + chunk]))
@@ -128,14 +129,21 @@ def fold_k_scale(page, q, L: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
-def load_k_codes(page, CHUNK: tl.constexpr, L: tl.constexpr):
+def k_lane_page(page, L: tl.constexpr, PTX: tl.constexpr):
+    """[8, 4]: where each lane's bytes of the first chunk begin."""
+    row = tl.arange(0, 8)[:, None]
+    lane = tl.arange(0, 4)[None, :] * (2 * L.page_tokens) + (row // 2) * 16 + (row % 2) * 4
+    return anchor(page + lane * 4, 16, PTX)
+
+
+@triton.jit
+def load_k_codes(lane_page, CHUNK: tl.constexpr, L: tl.constexpr):
     """uint8 [2, 2, 8, 4, 16] of a chunk of K's channels: odd words, token bit 3, token bits 4, 5 and 2, lane, 4 tokens of 4 channels."""
     WORDS: tl.constexpr = L.head_dim // L.k_planes // 4
     odd = tl.arange(0, 2)[:, None, None, None, None]
     word = CHUNK * 8 + tl.arange(0, 4)[None, None, None, :, None] * 2 + odd
-    row = tl.arange(0, 8)[None, None, :, None, None]
-    token = (row // 2) * 16 + tl.arange(0, 2)[None, :, None, None, None] * 8 + (row % 2) * 4
-    pointers = page + (word * L.page_tokens + token) * 4 + tl.arange(0, 16)[None, None, None, None, :]
+    offset = (CHUNK * 8 + odd) * L.page_tokens + tl.arange(0, 2)[None, :, None, None, None] * 8
+    pointers = lane_page[None, None, :, :, None] + offset * 4 + tl.arange(0, 16)[None, None, None, None, :]
     if L.k_chunks * 8 == WORDS:
         return tl.load(pointers)
     else:

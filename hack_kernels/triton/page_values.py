@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .fragments import ROWS, int8_factor
-from .packed import FIRST_SCALE, code_field_in_place, multiply_halves_once, quantize_halves, scale_halves
+from .packed import FIRST_SCALE, anchor, code_field_in_place, multiply_halves_once, quantize_halves, scale_halves
 
 
 @triton.jit
@@ -24,22 +24,23 @@ def weigh_values(out, w, share, page, L: tl.constexpr, PTX: tl.constexpr):
 
     w float16 [ROWS, 4, 16] in 0..1; share [ROWS]. A block is off by `block_weight`.
     """
-    codes = ()
-    for sub in tl.static_range(L.v_blocks // L.v_planes):
-        codes = codes + (load_v_codes(page, sub, L),)
+    lanes = v_lane_page(page, L, PTX)
+    codes = load_all_v_codes(lanes, L)
     new_out = ()
     for group in tl.static_range(L.v_groups):
         w8, step = quantize_weights(w, page, group, L, PTX)
         step = share[None, :] * step
         for i in tl.static_range(L.v_blocks // L.v_groups):
-            new_out = new_out + (_weigh_block(out, codes, w8, step, group * (L.v_blocks // L.v_groups) + i, L, PTX),)
+            block = _weigh_block(out, lanes, codes, w8, step, group * (L.v_blocks // L.v_groups) + i, L, PTX)
+            new_out = new_out + (block,)
     return new_out
 
 
 @triton.jit
-def _weigh_block(out, codes, w8, step, BLOCK: tl.constexpr, L: tl.constexpr, PTX: tl.constexpr):
+def _weigh_block(out, lanes, codes, w8, step, BLOCK: tl.constexpr, L: tl.constexpr, PTX: tl.constexpr):
     SUBS: tl.constexpr = L.v_blocks // L.v_planes
-    operand = v_operand(code_field_in_place(codes[BLOCK % SUBS], L.v_bits, BLOCK // SUBS, PTX), L)
+    own = block_codes(lanes, codes, BLOCK, L)
+    operand = v_operand(code_field_in_place(own, L.v_bits, BLOCK // SUBS, PTX), L)
     return out[BLOCK] + tl.dot(operand, w8, out_dtype=tl.int32).to(tl.float32) * step
 
 
@@ -74,16 +75,43 @@ def w_operand(w, L: tl.constexpr):
 
 
 @triton.jit
-def load_v_codes(page, SUB: tl.constexpr, L: tl.constexpr):
+def load_all_v_codes(lanes, L: tl.constexpr):
+    """A page's codes where blocks share their bytes, to be loaded once; 8-bit codes are loaded by the block that wants them."""
+    codes = ()
+    if L.v_planes > 1:
+        for sub in tl.static_range(L.v_blocks // L.v_planes):
+            codes = codes + (load_v_codes(lanes, sub, L),)
+    return codes
+
+
+@triton.jit
+def block_codes(lanes, codes, BLOCK: tl.constexpr, L: tl.constexpr):
+    """The bytes of a block: one of `load_all_v_codes`, or loaded now."""
+    if L.v_planes == 1:
+        return load_v_codes(lanes, BLOCK, L)
+    else:
+        return codes[BLOCK % (L.v_blocks // L.v_planes)]
+
+
+@triton.jit
+def v_lane_page(page, L: tl.constexpr, PTX: tl.constexpr):
+    """[8, 4]: where each lane's bytes of V begin."""
+    PACK: tl.constexpr = min(4, L.v_padded // 8)
+    word = tl.arange(0, 4)[None, :] * (4 * L.head_dim // L.v_planes) + tl.arange(0, 8)[:, None] * PACK
+    return anchor(page + L.v_codes + word * 4, PACK * 4, PTX)
+
+
+@triton.jit
+def load_v_codes(lane_page, SUB: tl.constexpr, L: tl.constexpr):
     """uint8 [rest, 4, 8, 4, bytes], the SUB-th v_rows channels of every plane: quads of a lane, rows, lane, channels x 4 tokens."""
     WORDS: tl.constexpr = L.head_dim // L.v_planes
     PACK: tl.constexpr = min(4, L.v_padded // 8)
     REST: tl.constexpr = L.v_padded // 8 // PACK
     rest = tl.arange(0, REST)[:, None, None, None, None] * (8 * PACK)
     first = rest + tl.arange(0, 8)[None, None, :, None, None] * PACK
-    quad = tl.arange(0, 4)[None, None, None, :, None] * 4 + tl.arange(0, 4)[None, :, None, None, None]
+    quad = tl.arange(0, 4)[None, :, None, None, None]
     byte = tl.arange(0, 4 * PACK)[None, None, None, None, :]
-    pointers = page + L.v_codes + (quad * WORDS + SUB * L.v_rows + first) * 4 + byte
+    pointers = lane_page[None, None, :, :, None] + (quad * WORDS + SUB * L.v_rows + rest) * 4 + byte
     if L.v_rows == L.v_padded:
         return tl.load(pointers)
     else:

@@ -36,7 +36,8 @@ def attend_chunk(
     """Programs (tile of QUERIES queries, KV head): query i sees the first tokens - num_queries + i + 1 keys, and all of the splits."""
     tile = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
-    row, valid = query_rows(tile, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS, 1)
+    first_row, row, valid = query_rows(tile, kv_head, num_queries, HEADS, GROUP, QUERIES, ROWS, 1)
+    row += first_row
     dims = tl.arange(0, PADDED)
     mask = valid[:, None] & (dims < DIM)[None, :]
     queries = split_terms(tl.load(q + row[:, None] * DIM + dims[None, :], mask=mask, other=0.0), DTYPE, TERMS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bench.sass import classify, count_classes
 from packhorse.errors import ConfigError
@@ -12,7 +14,15 @@ from tests.hack_kernels.triton_process import needs_triton
 
 triton = pytest.importorskip("triton", reason="triton is not installed on this platform")
 
-from bench.compile import KERNELS, RECORD_KEYS, compile_report, occupancy, read_baseline  # noqa: E402
+from bench.compile import (  # noqa: E402
+    KERNELS,
+    RECORD_KEYS,
+    compile_grid,
+    compile_report,
+    occupancy,
+    print_grid,
+    read_baseline,
+)
 
 RISE = 1.02  # register allocation differs a little from run to run of the sources around it
 KEY = ("kernel", "arch", "format", "gqa")
@@ -50,6 +60,30 @@ def test_the_decode_kernel_keeps_to_its_figures() -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_kernel_spills_more_or_grows(kernel: str) -> None:
     check_against_baseline(compile_report(kernels=[kernel]))
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("head_dim", "name"), [(64, "k2v2"), (256, "k8v8")])
+def test_shapes_that_spilled_once_do_not(head_dim: int, name: str) -> None:
+    """The rest of the shapes are in `python -m bench.compile grid`."""
+    (record,) = compile_grid(["sm_90"], [head_dim], [name], [4])
+    assert record["spill_bytes"] == 0, record
+
+
+def test_the_grid_is_a_table_of_shapes() -> None:
+    shared = {"arch": "sm_90", "gqa": 4, "registers": 168, "instructions_per_kv_value": 1.434}
+    records = [
+        shared | {"head_dim": dim, "format": name, "spill_bytes": dim // 2}
+        for dim in (64, 80)
+        for name in ("k2v2", "k8v8")
+    ]
+    console = Console(width=100, record=True, file=StringIO())
+    print_grid(records, console)
+    text = console.export_text()
+    assert text.count("168, 40, 1.43") == 2
+    assert "sm_90 GQA 4" in text
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def _fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 OPERATIONS = {
     "mov.b32": lambda a: a,
+    "mov.b64": lambda a: a,  # a register's two words lie one after the other
     "and.b32": lambda a, b: a & b,
     "xor.b32": lambda a, b: a ^ b,
     "shr.b32": lambda a, b: a >> b,
