@@ -12,6 +12,7 @@ import typer
 from bench.exits import EXIT_ALL_FAILED, EXIT_INTERRUPTED, config_errors
 from bench.many_values import ManyValuesCommand
 from bench.prefix_cache_command import prefix_cache
+from bench.probe_command import probe
 from bench.proof_command import proof
 from bench.scheduler_command import scheduler
 
@@ -227,5 +228,6 @@ def predictors(
 
 
 app.command(cls=ManyValuesCommand)(scheduler)
+app.command()(probe)
 app.command("prefix-cache", cls=ManyValuesCommand)(prefix_cache)
 app.command(cls=ManyValuesCommand)(proof)

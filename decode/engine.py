@@ -15,11 +15,12 @@ import torch
 
 from decode.batch import DecodeBatch, DecodeSequence
 from decode.pool import PagePool
+from decode.scores import Scorer
 from model.adapter import Model
 from model.sampler import Sampled, broken_rows, sample
 from model.step_thread import StepThread
 from packhorse.errors import PackhorseError
-from transport.messages import TokenOutput
+from transport.messages import LengthScore, TokenOutput
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Step:
     """What one step yields: a token per job, the jobs that failed in it, and those whose tool pause begins. All but the jobs that go on
     have left the batch.
 
-    `context_tokens` are those that all sequences of the batch held together; `replayed` counts sequences that took a known token.
+    `context_tokens` are those that all sequences of the batch held together; `replayed` counts sequences that took a known token;
+    `scores` of what remains are of some jobs, if any.
     """
 
     outputs: list[tuple[DecodeSequence, TokenOutput]]
@@ -36,12 +38,18 @@ class Step:
     context_tokens: int = 0
     paused: list[DecodeSequence] = field(default_factory=list)
     replayed: int = 0
+    scores: dict[str, LengthScore] = field(default_factory=dict)
 
 
 class DecodeEngine:
-    def __init__(self, model: Model, pool: PagePool, emit: Callable[[Step], None]) -> None:
+    """`scorer` looks at what the model computes, and changes nothing of it."""
+
+    def __init__(
+        self, model: Model, pool: PagePool, emit: Callable[[Step], None], scorer: Scorer | None = None
+    ) -> None:
         self._model = model
         self._pool = pool
+        self._scorer = scorer
         self._emit = emit
         self._running: dict[str, DecodeSequence] = {}  # the thread's own
         self._loop = asyncio.get_running_loop()
@@ -74,9 +82,9 @@ class DecodeEngine:
         started = time.monotonic()
         sequences = list(self._running.values())
         context_tokens = sum(sequence.num_tokens for sequence in sequences)
-        batch = DecodeBatch(self._pool, sequences)
-        logits = self._model.forward(batch.tokens, batch.positions, batch, batch.logits_at)
-        sampled, failed = _sample([sequence for sequence in sequences if not sequence.replay], logits)
+        sampling = [sequence for sequence in sequences if not sequence.replay]
+        logits, scores = self._compute(sequences, sampling)
+        sampled, failed = _sample(sampling, logits)
         replayed = [sequence for sequence in sequences if sequence.replay]
         for sequence in replayed:
             _replay(sequence)
@@ -85,9 +93,21 @@ class DecodeEngine:
         paused += [sequence for sequence in replayed if sequence.pauses and not sequence.replay]
         for sequence in [*paused, *(sequence for sequence, _ in failed)]:
             del self._running[sequence.job.job_id]
-        step = Step(outputs, failed, time.monotonic() - started, context_tokens, paused, len(replayed))
+        step = Step(outputs, failed, time.monotonic() - started, context_tokens, paused, len(replayed), scores)
         self._loop.call_soon_threadsafe(self._emit, step)
         return bool(self._running)
+
+    def _compute(
+        self, sequences: list[DecodeSequence], sampling: list[DecodeSequence]
+    ) -> tuple[torch.Tensor, dict[str, LengthScore]]:
+        """One forward over `sequences`: the logits, float32 [sampling, vocab], and the scores of those that are due for one."""
+        batch = DecodeBatch(self._pool, sequences)
+        inputs = (batch.tokens, batch.positions, batch, batch.logits_at)
+        due = self._scorer.due(sampling) if self._scorer is not None else []
+        if self._scorer is None or not due:
+            return self._model.forward(*inputs), {}
+        logits, hidden = self._model.forward_hidden(*inputs)
+        return logits, self._scorer.scores(sampling, due, hidden)
 
     def _advance(self, sequence: DecodeSequence, sampled: Sampled) -> TokenOutput:
         """Takes a sampled token into the sequence; removes the sequence from the batch if that ends it."""

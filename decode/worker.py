@@ -12,6 +12,7 @@ import logging
 import socket
 import time
 from collections import defaultdict, deque
+from pathlib import Path
 from typing import Any
 
 from decode.batch import DecodeSequence
@@ -21,7 +22,9 @@ from decode.held import Held, State
 from decode.intake import Intake
 from decode.means import StepMeans
 from decode.pool import PagePool
+from decode.scores import NewScores, Scorer
 from decode.swaps import Swaps
+from model.length_probe import load_length_probe
 from model.sampler import SamplerState
 from model.text import FinishRule
 from model.worker import STOP_SECONDS, Worker
@@ -66,6 +69,7 @@ class DecodeWorker(Worker):
         self._jobs: dict[str, Held] = {}
         self._steps: list[tuple[float, int]] = []  # (when, tokens) of the last seconds
         self._since_load = StepMeans()
+        self._scores = NewScores()
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def _open(self) -> WorkerInfo:
@@ -75,8 +79,9 @@ class DecodeWorker(Worker):
             raise ConfigError(
                 f"pool_bytes={self.config.pool_bytes} holds no page of {PagePool.slot_bytes(info, self.fmt)} bytes"
             )
+        scorer = self._scorer()
         self._pool = PagePool(info, self.fmt, slots, self.config.max_jobs)
-        self._engine = DecodeEngine(self.model, self._pool, self._stepped)
+        self._engine = DecodeEngine(self.model, self._pool, self._stepped, scorer)
         self._copier = Copier(self._pool.pages, self._pool.residual)
         self._swaps = Swaps(
             self.worker_id,
@@ -100,6 +105,10 @@ class DecodeWorker(Worker):
             max_jobs=self.config.max_jobs, capacity_pages=slots, host_pages=host_pages, data_address=address
         )
 
+    def _scorer(self) -> Scorer | None:
+        path = self.config.length_probe
+        return Scorer(load_length_probe(Path(path), self.model)) if path is not None else None
+
     async def _close(self) -> None:
         if self._receiver is not None:
             await self._receiver.close()
@@ -122,6 +131,7 @@ class DecodeWorker(Worker):
             step_context_tokens=means.step_context_tokens,
             step_jobs=means.step_jobs,
             generated={job_id: held.sequence.generated for job_id, held in self._jobs.items() if held.sequence},
+            scores=self._scores.take(self._jobs),
             jobs=len(self._jobs),
             pages_used=self._pool.used_slots,
             pages_cached=self._pool.cached_slots,
@@ -259,6 +269,7 @@ class DecodeWorker(Worker):
         for reply_to, outputs in by_gateway.items():
             self.send_tokens(reply_to, outputs)
         self._since_load.add(step)
+        self._scores.add(step.scores)
         now = time.monotonic()
         self._steps = [(t, n) for t, n in self._steps if t > now - _RATE_SECONDS] + [(now, len(step.outputs))]
         for _, output in step.outputs:

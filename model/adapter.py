@@ -71,6 +71,30 @@ class Model:
         """
         return forward(self._module, tokens, positions, attend, logits_at)
 
+    @torch.inference_mode()
+    def forward_hidden(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, logits_at: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the states that the output head read for these logits, [N, hidden_size] in the model's dtype."""
+        kept: list[Tensor] = []
+        watch = self._head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+        try:
+            logits = forward(self._module, tokens, positions, attend, logits_at)
+        finally:
+            watch.remove()
+        return logits, kept[0][0]
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the states that the output head reads."""
+        weight: Tensor = self._head.weight  # type: ignore[assignment]
+        return weight.shape[1]
+
+    @property
+    def _head(self) -> nn.Module:
+        head: nn.Module = self._module.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return head
+
 
 def forward(module: PreTrainedModel, tokens: Tensor, positions: Tensor, attend: Attend, logits_at: Tensor) -> Tensor:
     """As `Model.forward`, on the bare module; float32 [N, vocab]."""

@@ -41,6 +41,13 @@ class SchedulerConfig(ProcessConfig):
     policy: str = "fcfs"
     placement: str = "least-loaded"
     predictor: str = Field(default="none", description="what predicts output lengths, or none")
+    embedding: str | None = Field(
+        default=None, description="sentence-transformers model by which retrieval and learned compare prompts"
+    )
+    embedding_tokenizer: str | None = Field(
+        default=None,
+        description="folder of the served model's tokenizer.json, which makes text of prompts for the embedding",
+    )
     max_queue: int = Field(default=1024, ge=1)
     queue_seconds: float = Field(default=120.0, gt=0)
     shed: bool = Field(default=True, description="refuse jobs that are predicted to miss a deadline in the queue")
@@ -57,6 +64,14 @@ class SchedulerConfig(ProcessConfig):
         if self.worker_timeout_seconds < 2 * self.heartbeat_seconds:
             raise ValueError(
                 f"worker_timeout_seconds={self.worker_timeout_seconds} must be at least twice heartbeat_seconds={self.heartbeat_seconds}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _embedding_has_text(self) -> Self:
+        if (self.embedding is None) != (self.embedding_tokenizer is None):
+            raise ValueError(
+                f"embedding={self.embedding!r} and embedding_tokenizer={self.embedding_tokenizer!r} must be given together"
             )
         return self
 
@@ -114,6 +129,10 @@ class DecodeConfig(WorkerConfig):
         default=256 * 1024 * 1024,
         ge=0,
         description="host memory for the pages of preempted jobs; with 0 they are dropped and computed again",
+    )
+    length_probe: str | None = Field(
+        default=None,
+        description="file by which hidden states tell what remains of jobs; `packhorse bench probe` writes it",
     )
 
 

@@ -7,6 +7,7 @@ nothing of queues, places or messages to send.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from statistics import median
 
 from packhorse.errors import ConfigError
@@ -57,12 +58,16 @@ class TypicalCost:
 class Experience:
     """`cost` and `typical` always are; `predictor` is None where the configuration says none.
 
-    Raises ConfigError for an unknown predictor, and for the oracle, which only a simulation can feed.
+    `embedding` names a sentence-transformers model for the predictor, `tokenizer` the folder with the tokenizer that makes its text.
+    Raises ConfigError for an unknown predictor, for the oracle, which only a simulation can feed, and for an embedding that cannot
+    be had or that the predictor has no use for.
     """
 
-    def __init__(self, predictor: str) -> None:
+    def __init__(self, predictor: str, embedding: str | None = None, tokenizer: str | None = None) -> None:
         self.cost, self.typical = CostModel(), TypicalCost()
-        self.predictor = make_predictor(predictor) if predictor != "none" else None
+        folder = Path(tokenizer) if tokenizer is not None else None
+        made = make_predictor(predictor, embedding=embedding, embedding_tokenizer=folder)
+        self.predictor = made if predictor != "none" else None
         self._refinement = Refinement(informed=self.predictor is not None)
         self._lengths = ErrorWindow()
         self._told: set[tuple[str, str]] = set()  # (device, what its prior rests on), once each in the log

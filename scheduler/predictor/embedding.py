@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from packhorse.errors import ConfigError
 
@@ -47,6 +49,20 @@ class Sketch:
         return normed
 
 
+def prompt_decoder(folder: Path) -> Callable[[Sequence[int]], str]:
+    """Token ids to text by the tokenizer.json in `folder`, without special tokens. Raises ConfigError where it cannot be read."""
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"embedding_tokenizer={folder}: {path}: {error.strerror}", param="embedding_tokenizer"
+        ) from error
+    except Exception as error:  # the package raises this class itself
+        raise ConfigError(f"embedding_tokenizer={folder}: {path}: {error}", param="embedding_tokenizer") from error
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
 class SentenceModel:
     """Sentence embeddings by the sentence-transformers package (an option; it loads torch and may download the model).
 
@@ -60,12 +76,13 @@ class SentenceModel:
         except ImportError as error:
             raise ConfigError(
                 f"embedding={model}: needs the package sentence-transformers, which is not installed; "
-                "without the option prompts are embedded by hashed n-grams"
+                "without the option prompts are embedded by hashed n-grams",
+                param="embedding",
             ) from error
         try:
             self._model: Any = package.SentenceTransformer(model)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"embedding={model}: cannot be loaded: {error}") from error
+            raise ConfigError(f"embedding={model}: cannot be loaded: {error}", param="embedding") from error
         self.dims = int(self._model.get_sentence_embedding_dimension())
 
     def vectors(self, jobs: Sequence[JobFeatures]) -> Vectors:

@@ -14,11 +14,12 @@ from decode.batch import DecodeBatch, DecodeSequence
 from decode.copier import Copier, HostCopy
 from decode.engine import DecodeEngine, Step
 from decode.pool import PagePool, Reservation
+from decode.scores import Scorer
 from model.adapter import Attend, ModelInfo
 from model.sampler import SamplerState
 from model.text import FinishRule
 from tests.shapes import FORMAT, INFO
-from transport.messages import Job, JobStats, Replay, Sampling, TokenOutput
+from transport.messages import Job, JobStats, LengthScore, Replay, Sampling, TokenOutput
 
 
 class TinyModel:
@@ -32,12 +33,18 @@ class TinyModel:
         self._head = torch.randn(width, info.vocab_size, generator=draw) / width**0.5
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, logits_at: Tensor) -> Tensor:
+        return self.forward_hidden(tokens, positions, attend, logits_at)[0]
+
+    def forward_hidden(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, logits_at: Tensor
+    ) -> tuple[Tensor, Tensor]:
         x = self._embed[tokens] + torch.sin(positions.float())[:, None, None]
         for layer in range(self.info.layers):
             k, v = x[:, : self.info.kv_heads], x[:, -self.info.kv_heads :]
             x = x + attend(layer, x, k.contiguous(), v.contiguous(), self.info.head_dim**-0.5)
-        rows = [x[row].flatten() @ self._head for row in logits_at.tolist()]
-        return torch.stack(rows) if rows else torch.zeros(0, self.info.vocab_size)
+        hidden = x.flatten(1)[logits_at]
+        rows = [row @ self._head for row in hidden]
+        return torch.stack(rows) if rows else torch.zeros(0, self.info.vocab_size), hidden
 
 
 def make_job(job_id: str, prompt: Sequence[int], **sampling: Any) -> Job:
@@ -93,15 +100,16 @@ class Memory:
 class Bench:
     """An engine over a tiny model; what its steps yield, by job."""
 
-    def __init__(self, pool: PagePool) -> None:
+    def __init__(self, pool: PagePool, scorer: Scorer | None = None) -> None:
         self.pool = pool
+        self.scores: list[tuple[str, LengthScore]] = []
         self.outputs: dict[str, list[TokenOutput]] = defaultdict(list)
         self.steps = 0
         self.failed: list[str] = []
         self.paused: list[str] = []
         self._changed = asyncio.Event()
         model: Any = TinyModel()
-        self.engine = DecodeEngine(model, pool, self._stepped)
+        self.engine = DecodeEngine(model, pool, self._stepped, scorer)
 
     def _stepped(self, step: Step) -> None:
         self.steps += 1
@@ -109,6 +117,7 @@ class Bench:
             self.outputs[sequence.job.job_id].append(output)
         self.failed += [sequence.job.job_id for sequence, _ in step.failed]
         self.paused += [sequence.job.job_id for sequence in step.paused]
+        self.scores += step.scores.items()
         self._changed.set()
 
     async def tokens(self, job_id: str, count: int | None = None) -> list[int]:
