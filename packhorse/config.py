@@ -38,9 +38,9 @@ class SchedulerConfig(ProcessConfig):
     """Deadlines are per job state: no job stays in one longer than that. SchedulerCore checks the names against its registries."""
 
     bind: str = DEFAULT_CONTROL
-    policy: str = "fcfs"
+    policy: str = "packhorse"
     placement: str = "least-loaded"
-    predictor: str = Field(default="none", description="what predicts output lengths, or none")
+    predictor: str = Field(default="learned", description="what predicts output lengths, or none")
     embedding: str | None = Field(
         default=None, description="sentence-transformers model by which retrieval and learned compare prompts"
     )

@@ -43,9 +43,9 @@ class ClusterConfig(ProcessConfig):
     prefill: int = Field(default=1, ge=1, le=64)
     decode: int = Field(default=1, ge=1, le=64)
     link: Literal["tcp", "zmq", "ucx"] = "zmq"
-    policy: str = "fcfs"
+    policy: str = "packhorse"
     placement: str = "least-loaded"
-    predictor: str = "none"
+    predictor: str = "learned"
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: SecretStr | None = None

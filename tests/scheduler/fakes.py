@@ -67,7 +67,7 @@ class Bench:
     """A core with a clock. What it sends lies in `sent` until `take` fetches it."""
 
     def __init__(self, *workers: WorkerInfo, **config: Any) -> None:
-        self.core = SchedulerCore(SchedulerConfig(**config), epoch="epoch-1")
+        self.core = SchedulerCore(SchedulerConfig(**{"policy": "fcfs", "predictor": "none", **config}), epoch="epoch-1")
         self.now = 1000.0
         self.sent: list[Outgoing] = []
         for info in workers:

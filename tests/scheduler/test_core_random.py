@@ -224,7 +224,7 @@ class World:
         self.emitted: dict[str, list[int]] = {}
         config = SchedulerConfig(
             max_queue=30, queue_seconds=60, prefill_seconds=40, decode_seconds=80, release_seconds=20,
-            policy=policy, placement=placement,
+            policy=policy, placement=placement, predictor="none",
         )  # fmt: skip
         self.core = SchedulerCore(config, epoch="epoch-1")
         self.workers = [
