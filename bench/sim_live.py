@@ -76,10 +76,9 @@ class LiveOptions:
 def run_live(options: LiveOptions | None = None) -> dict[str, Any]:
     """Calibrates, measures, simulates. Raises PackhorseError when the cluster does not come up or requests fail."""
     options = options or LiveOptions()
-    first_come = {"policy": "fcfs", "predictor": "none"}  # as simulated
     config = ClusterConfig(
-        prefill=1, decode=1, port=0, threads=1, kv_format=options.kv_format, restart=False, **first_come
-    )
+        port=0, threads=1, kv_format=options.kv_format, restart=False, policy="fcfs", predictor="none"
+    )  # one prefill and one decode worker, in the order that is simulated
     with LocalCluster(config) as cluster:
         return asyncio.run(_measure(cluster.url, options))
 
