@@ -81,7 +81,7 @@ def _raw_history(fmt: PageFormat, gqa: int) -> Specimen:
 
 
 def _history(fmt: PageFormat, gqa: int, dequant: bool = False, queries: int = 1) -> Specimen:
-    from hack_kernels.triton.history import MAX_REGISTERS, attend_pages
+    from hack_kernels.triton.history import attend_pages, register_limit
     from hack_kernels.triton.layout import layout_of
 
     constants = {
@@ -89,7 +89,7 @@ def _history(fmt: PageFormat, gqa: int, dequant: bool = False, queries: int = 1)
         "TERMS": 1, "DEQUANT": dequant, "PTX": True, "STAGES": 1,
     }  # fmt: skip
     values = 2 * fmt.page_tokens * fmt.head_dim
-    return Specimen(attend_pages, _ATTEND_TYPES, constants, 1, values, max_registers=MAX_REGISTERS)
+    return Specimen(attend_pages, _ATTEND_TYPES, constants, 1, values, max_registers=register_limit(fmt))
 
 
 def _fused_dequant(fmt: PageFormat, gqa: int) -> Specimen:

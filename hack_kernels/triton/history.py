@@ -32,9 +32,7 @@ from .page_values import block_channels, block_weight, weigh_values
 
 _RESCALE_AT = tl.constexpr(40.0)  # log2: float32 sums may outgrow their reference by this before they are scaled back
 
-MAX_REGISTERS = (
-    255  # of a thread, all there are: left to itself the assembler spills at head_dim 64, for more programs at once
-)
+MAX_REGISTERS = 255  # of a thread, all there are
 RAW_ROWS = 16  # the least that a product of Triton's takes as rows
 
 Grid = tuple[int, int, int]
@@ -268,8 +266,16 @@ def _launch_coded(
 ) -> None:
     attend_pages[grid](
         *arguments, **shared, L=layout_of(fmt), TERMS=query_terms(dtype, torch.bfloat16), DEQUANT=dequant, STAGES=1,
-        num_warps=1, num_stages=1, maxnreg=MAX_REGISTERS,
+        num_warps=1, num_stages=1, maxnreg=register_limit(fmt),
     )  # fmt: skip
+
+
+def register_limit(fmt: PageFormat) -> int | None:
+    """What the assembler is told of a thread's registers in `attend_pages`; None leaves it to itself.
+
+    Left so it spills at head_dim 64, for more programs at once; told of all it spills beyond 128 (8-bit codes), where it takes all anyway.
+    """
+    return MAX_REGISTERS if fmt.head_dim <= 128 else None
 
 
 def _launch_raw(
