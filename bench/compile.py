@@ -158,17 +158,26 @@ def write_baseline(records: Sequence[dict[str, Any]]) -> None:
     BASELINE.write_text(text, encoding="utf-8")
 
 
+def grid_arguments(words: Sequence[str]) -> tuple[Sequence[str], Sequence[int]]:
+    """Architectures and GQA ratios, in any order, all of either where none is named. Raises ConfigError naming what is neither."""
+    archs = [word for word in words if word in ARCHS]
+    ratios = [word for word in words if word not in archs]
+    _check("grid", ratios, (*ARCHS, *map(str, range(1, MAX_GQA + 1))))
+    return archs or tuple(ARCHS), [int(ratio) for ratio in ratios] or GRID_GQA
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Makes the baseline anew; with `grid` prints the grid instead, of the GQA ratios that follow it or all."""
+    """Makes the baseline anew; with `grid` prints the grid instead, of the architectures and GQA ratios that follow it or all."""
     if arguments and arguments[0] != "grid":
         raise SystemExit(f"{arguments[0]} is not grid")
     if arguments:
-        print_grid(compile_grid(gqa=[int(ratio) for ratio in arguments[1:]] or GRID_GQA), Console(width=160))
+        archs, gqa = grid_arguments(arguments[1:])
+        print_grid(compile_grid(archs, gqa=gqa), Console(width=160))
         return
     made = compile_report()
     write_baseline(made)
     print_compiled(made, Console(width=160))
 
 
-if __name__ == "__main__":  # python -m bench.compile, or python -m bench.compile grid 4
+if __name__ == "__main__":  # python -m bench.compile, or python -m bench.compile grid sm_90 4
     main(sys.argv[1:])

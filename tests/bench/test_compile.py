@@ -19,6 +19,7 @@ from bench.compile import (  # noqa: E402
     RECORD_KEYS,
     compile_grid,
     compile_report,
+    grid_arguments,
     occupancy,
     print_grid,
     read_baseline,
@@ -84,6 +85,14 @@ def test_the_grid_is_a_table_of_shapes() -> None:
     text = console.export_text()
     assert text.count("168, 40, 1.43") == 2
     assert "sm_90 GQA 4" in text
+
+
+def test_a_grid_is_cut_to_what_is_named() -> None:
+    assert grid_arguments(["sm_90", "4", "8"]) == (["sm_90"], [4, 8])
+    assert grid_arguments([]) == (("sm_80", "sm_90"), (1, 4, 8, 16))
+    for wrong in ("sm_70", "17"):
+        with pytest.raises(ConfigError, match=f"grid={wrong}"):
+            grid_arguments([wrong])
 
 
 @pytest.mark.parametrize(
