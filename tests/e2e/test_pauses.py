@@ -21,7 +21,7 @@ def pausing(s: System, after_tokens: int, seconds: float = SECONDS, max_tokens: 
 
 @pytest.mark.parametrize(("policy", "after_tokens"), [("fcfs", 1), ("fcfs", 20), ("lamps", 1), ("lamps", 20)])
 async def test_the_same_tokens_after_the_pause(system: MakeSystem, policy: str, after_tokens: int) -> None:
-    async with system(scheduler={"policy": policy}) as s:
+    async with system(scheduler={"policy": policy, "predictor": "none"}) as s:
         expected = [output.token_id for output in await s.client.run(PROMPT, max_tokens=40)]
         job = pausing(s, after_tokens)
         await s.client.submit(job)
@@ -39,7 +39,7 @@ async def test_the_same_tokens_after_the_pause(system: MakeSystem, policy: str, 
 
 
 async def test_others_run_in_the_memory_that_is_given_back(system: MakeSystem) -> None:
-    async with system(decode={"pool_pages": 3}, scheduler={"policy": "lamps"}) as s:
+    async with system(decode={"pool_pages": 3}, scheduler={"policy": "lamps", "predictor": "none"}) as s:
         job = pausing(s, 10, seconds=8.0)  # its 3 pages fill the pool
         await s.client.submit(job)
         await s.client.tokens(job.job_id, at_least=10)
@@ -51,7 +51,7 @@ async def test_others_run_in_the_memory_that_is_given_back(system: MakeSystem) -
 async def test_a_client_may_leave_in_the_pause(system: MakeSystem) -> None:
     """The fixture asks at the end what is still held."""
     for policy in ("fcfs", "lamps"):
-        async with system(scheduler={"policy": policy}) as s:
+        async with system(scheduler={"policy": policy, "predictor": "none"}) as s:
             job = pausing(s, 10, seconds=60.0)
             await s.client.submit(job)
             await s.client.tokens(job.job_id, at_least=10)

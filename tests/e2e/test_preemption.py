@@ -38,7 +38,7 @@ async def test_a_job_that_was_stopped_again_and_again_says_the_same(system: Make
 
 
 async def test_a_short_job_takes_the_place_of_a_long_one_and_gives_it_back(system: MakeSystem) -> None:
-    async with system(decode={"pool_pages": 6}, scheduler={"policy": "srpt-oracle"}) as s:
+    async with system(decode={"pool_pages": 6}, scheduler={"policy": "srpt-oracle", "predictor": "none"}) as s:
         alone = [output.token_id for output in await s.client.run(LONG, max_tokens=190)]
         long = s.client.job(LONG, max_tokens=190)  # its 6 pages fill the pool
         await s.client.submit(long)
@@ -83,7 +83,9 @@ async def test_a_job_that_was_dropped_again_and_again_says_the_same(
 ) -> None:
     """Without host memory every long job is dropped for a short one, and goes on on whatever worker has room."""
     config: dict[str, Any] = {"pool_pages": 6, "host_bytes": 0, "dtype": "float32"}
-    async with system(kv_format=kv_format, decode=config, scheduler={"policy": "srpt-oracle"}) as s:
+    async with system(
+        kv_format=kv_format, decode=config, scheduler={"policy": "srpt-oracle", "predictor": "none"}
+    ) as s:
         alone = await s.client.run(LONG, max_tokens=190, **sampling)
         long = s.client.job(LONG, max_tokens=190, **sampling)  # its 6 pages fill the pool
         await s.client.submit(long)
@@ -110,7 +112,7 @@ async def test_a_job_that_was_dropped_again_and_again_says_the_same(
 
 async def test_a_dropped_job_may_go_on_elsewhere_or_be_cancelled(system: MakeSystem) -> None:
     config: dict[str, Any] = {"pool_pages": 6, "host_bytes": 0}
-    async with system(num_decode=2, decode=config, scheduler={"policy": "srpt-oracle"}) as s:
+    async with system(num_decode=2, decode=config, scheduler={"policy": "srpt-oracle", "predictor": "none"}) as s:
         alone = [output.token_id for output in await s.client.run(LONG, max_tokens=190)]
         longs = [s.client.job(LONG, max_tokens=190) for _ in range(3)]
         for job in longs[:2]:
