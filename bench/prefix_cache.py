@@ -19,6 +19,7 @@ from rich.table import Table
 
 from bench.machine import describe_machine
 from bench.synthetic import story_prompts
+from bench.words import THINGS
 from packhorse.client import first_model, open_client, stream_chat
 from packhorse.config import DEFAULT_KV_FORMAT
 from packhorse.errors import ConfigError, PackhorseError
@@ -30,22 +31,7 @@ _INSTRUCTIONS = (
     "Nobody is hurt, and nobody is bad for long. Now and then somebody says something, so that the story can be read aloud. "
     "When you are asked to go on, go on with the same story."
 )
-_WORDS = (
-    "ball",
-    "kite",
-    "boat",
-    "cake",
-    "doll",
-    "book",
-    "flower",
-    "hat",
-    "stick",
-    "box",
-    "apple",
-    "drum",
-    "frog",
-    "duck",
-)
+_WORDS = (*THINGS, "frog", "duck")
 
 
 @dataclass(frozen=True)

@@ -7,27 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.texts import load_texts
+from bench.words import THINGS
 from model.text import Tokenizer
 from packhorse.errors import ConfigError
 
-_WORDS = [
-    "ball",
-    "kite",
-    "boat",
-    "cake",
-    "doll",
-    "book",
-    "flower",
-    "hat",
-    "stick",
-    "box",
-    "apple",
-    "drum",
-    "dog",
-    "cat",
-    "bird",
-    "fish",
-]
+_WORDS = (*THINGS, "dog", "cat", "bird", "fish")
 
 
 def make_prompts(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 
+from bench.words import THINGS
 from bench.workload import PlannedRequest, output_limit
 
 TOKENS_PER_WORD = 1.25
@@ -18,7 +19,6 @@ OUTPUT_MEDIAN, OUTPUT_SIGMA, OUTPUT_RANGE = 56, 0.7, (4, 256)
 
 _NAMES = ["Lily", "Tom", "Ben", "Anna", "Max", "Sue", "Tim", "Mia", "Sam", "Lucy"]
 _PLACES = ["park", "garden", "forest", "farm", "lake", "house", "school", "beach", "market", "hill"]
-_THINGS = ["ball", "kite", "boat", "cake", "doll", "book", "flower", "hat", "stick", "box", "apple", "drum"]
 _ANIMALS = ["dog", "cat", "bird", "fish", "bear", "rabbit", "duck", "frog", "horse", "mouse"]
 _MOODS = ["happy", "sad", "excited", "scared", "proud", "tired", "surprised", "glad"]
 _OPENINGS = (
@@ -49,7 +49,9 @@ def _story_prompt(rng: random.Random, chat: bool, max_tokens: int | None) -> Pla
     output_tokens = _length(rng, OUTPUT_MEDIAN, OUTPUT_SIGMA, OUTPUT_RANGE)
     text = _opening(rng, prompt_tokens)
     if chat:
-        text = f"{text} Write {rng.randint(2, 12)} sentences of a story with the words {', '.join(rng.sample(_THINGS, 2))}."
+        text = (
+            f"{text} Write {rng.randint(2, 12)} sentences of a story with the words {', '.join(rng.sample(THINGS, 2))}."
+        )
     return PlannedRequest(text, output_limit(output_tokens, max_tokens))
 
 
@@ -71,7 +73,7 @@ def _fill(rng: random.Random, template: str) -> str:
     return template.format(
         name=rng.choice(_NAMES),
         place=rng.choice(_PLACES),
-        thing=rng.choice(_THINGS),
+        thing=rng.choice(THINGS),
         animal=rng.choice(_ANIMALS),
         mood=rng.choice(_MOODS),
     )

@@ -1,4 +1,4 @@
-"""Common short words, most of them one token in any English vocabulary, and texts of about so many tokens made of them."""
+"""Common short words, most of them one token in any English vocabulary, texts of so many tokens made of them, things for stories."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _COMMON = (
     "green ground group grow"
 )
 WORDS = tuple(_COMMON.split())
+THINGS = ("ball", "kite", "boat", "cake", "doll", "book", "flower", "hat", "stick", "box", "apple", "drum")
 
 
 def seeded_words(num_tokens: int, *seed: object) -> str:
