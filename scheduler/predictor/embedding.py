@@ -34,16 +34,19 @@ class Sketch:
         self.dims = dims
         numbers = np.arange(COLUMNS * COPIES, dtype=np.uint64).reshape(COLUMNS, COPIES)
         hashed = mix(numbers + np.uint64(0x5EED))
-        self._place = (hashed % np.uint64(dims)).astype(np.int16)  # [COLUMNS, COPIES]
-        self._sign = np.where(hashed >> np.uint64(63), 1, -1).astype(np.int8)
+        subtracted = np.uint64(1) - (hashed >> np.uint64(63))
+        # [COLUMNS, COPIES], those that are subtracted `dims` further on: one look at memory tells place and sign.
+        self._place = (hashed % np.uint64(dims) + subtracted * np.uint64(dims)).astype(np.int16)
 
     def vectors(self, rows: Rows, weights: npt.NDArray[np.float32]) -> Vectors:
         """[rows, dims], of norm 1. weights: [COLUMNS], the regressor's."""
         values = rows.values * (np.abs(weights[rows.columns]) + np.float32(LEAST_WEIGHT))
-        spread = values[:, None] * self._sign[rows.columns]
-        places = self._place[rows.columns] + (rows.row_numbers * self.dims)[:, None]
-        flat = np.bincount(places.ravel(), weights=spread.ravel(), minlength=len(rows) * self.dims)
-        vectors = flat.reshape(len(rows), self.dims).astype(np.float32)
+        places = self._place.take(rows.columns, axis=0)
+        if len(rows) > 1:
+            places = places + (rows.row_numbers * (2 * self.dims))[:, None]
+        flat = np.bincount(places.ravel(), weights=values.repeat(COPIES), minlength=len(rows) * 2 * self.dims)
+        signed = flat.reshape(len(rows), 2, self.dims)
+        vectors = (signed[:, 0] - signed[:, 1]).astype(np.float32)
         norms = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
         normed: Vectors = vectors / np.maximum(norms, np.float32(1e-12))
         return normed

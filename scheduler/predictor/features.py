@@ -11,7 +11,8 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,20 +36,28 @@ _WIDTH = _CENTRES[1] - _CENTRES[0]
 _LENGTH_COLUMN_NUMBERS = np.arange(BUCKETS, COLUMNS, dtype=np.int64)
 _FIRST, _SECOND = np.triu_indices(PAIR_TOKENS, 1)
 
-_M1, _M2, _M3 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_S30, _S27, _S31, _SHIFT = (np.uint64(x) for x in (30, 27, 31, 64 - BITS))
+# As arrays of no dimension: numpy combines them with short arrays in two thirds of the time that it takes with numbers.
+_M1, _M2, _M3 = (np.array(x, np.uint64) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_S30, _S27, _S31, _SHIFT = (np.array(x, np.uint64) for x in (30, 27, 31, 64 - BITS))
+_THREE, _FIVE = (np.array(x, np.uint64) for x in (3, 5))
 _PLACES = np.arange(max(PAIR_TOKENS, END_TOKENS), dtype=np.uint64)
-_WEIGHTS = _PLACES * _M1 + _M2
+_HEAD_PLACES, _WEIGHTS = _PLACES + np.uint64(1000), _PLACES * _M1 + _M2
+_SIZES = np.arange(1, 4, dtype=np.uint64)[:, None]  # of n-grams
+_ZONES = _SIZES + np.uint64(77)
 
 Hashes = npt.NDArray[np.uint64]
 Buckets = npt.NDArray[np.uint32]
+Number = TypeVar("Number", bound=np.generic)
 
 
 def mix(h: Hashes) -> Hashes:
     """The finalizer of splitmix64, element by element."""
-    h = (h ^ (h >> _S30)) * _M2
-    h = (h ^ (h >> _S27)) * _M3
-    return h ^ (h >> _S31)
+    h = h ^ (h >> _S30)
+    h *= _M2
+    h ^= h >> _S27
+    h *= _M3
+    h ^= h >> _S31
+    return h
 
 
 def text_ids(text: str) -> tuple[int, ...]:
@@ -61,28 +70,52 @@ def buckets(job: JobFeatures) -> Buckets:
     tokens = _clip(job.prompt)
     if not len(tokens):
         return np.empty(0, np.uint32)
-    parts = []
-    grams = tokens
-    for size in (1, 2, 3):
-        if len(tokens) < size:
-            break
-        grams = mix(tokens + _M1) if size == 1 else mix(grams[:-1] * _M1 + tokens[size - 1 :])
-        parts.append(grams + np.uint64(size))
-        parts.append(grams[:ZONE_TOKENS] * np.uint64(3) + np.uint64(77 + size))
+    grams = _grams(tokens)
+    sized = grams + _SIZES[: len(grams)]
+    zones = grams[:, :ZONE_TOKENS] * _THREE + _ZONES[: len(grams)]
+    hashes = mix(np.concatenate((sized.ravel(), zones.ravel(), *_edges(tokens))))
+    return distinct((hashes >> _SHIFT).astype(np.uint32))
+
+
+def _grams(tokens: Hashes) -> Hashes:
+    """[at most 3, tokens]: hashes of the n-grams of each size by their first token; where none starts, the first one again."""
+    count = len(tokens)
+    grams = np.empty((min(count, len(_SIZES)), count), np.uint64)
+    grams[0] = before = mix(tokens + _M1)
+    for size in range(1, len(grams)):
+        before = mix(before[:-1] * _M1 + tokens[size:])
+        grams[size, : count - size] = before
+        grams[size, count - size :] = before[0]
+    return grams
+
+
+def _edges(tokens: Hashes) -> tuple[Hashes, ...]:
+    """Of the first tokens each by its place, all prefixes and all pairs in any order; of the last tokens all suffixes."""
     head, end = tokens[:PAIR_TOKENS], tokens[: -END_TOKENS - 1 : -1]
-    parts.append(mix(head * _M1 + _PLACES[: len(head)] + np.uint64(1000)))
-    parts.append(np.cumsum(head * _WEIGHTS[: len(head)], dtype=np.uint64))
-    parts.append(np.cumsum(end * _WEIGHTS[: len(end)] + np.uint64(5), dtype=np.uint64))
-    if len(head) == PAIR_TOKENS:
-        ordered = np.sort(head)
-        parts.append(mix(ordered[_FIRST] * _M1 + np.uint64(3)) + ordered[_SECOND] * _M2)
-    return np.unique((mix(np.concatenate(parts)) >> _SHIFT).astype(np.uint32))
+    prefixes = np.add.accumulate(head * _WEIGHTS[: len(head)])
+    suffixes = np.add.accumulate(end * _WEIGHTS[: len(end)] + _FIVE)
+    placed = head * _M1 + _HEAD_PLACES[: len(head)]
+    if len(head) < PAIR_TOKENS:
+        return prefixes, suffixes, mix(placed)
+    ordered = np.sort(head)
+    mixed = mix(np.concatenate((placed, ordered[_FIRST] * _M1 + _THREE)))
+    mixed[PAIR_TOKENS:] += ordered[_SECOND] * _M2
+    return prefixes, suffixes, mixed
+
+
+def distinct(numbers: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """The numbers without repetitions, ascending; sorts them in place. np.unique does more, in four times the time."""
+    numbers.sort()
+    first = np.empty(len(numbers), np.bool_)
+    first[:1] = True
+    np.not_equal(numbers[1:], numbers[:-1], out=first[1:])
+    return numbers[first]
 
 
 def _clip(prompt: Sequence[int]) -> Hashes:
     if len(prompt) > HEAD_TOKENS + TAIL_TOKENS:
         prompt = (*prompt[:HEAD_TOKENS], *prompt[-TAIL_TOKENS:])
-    return np.array(prompt, dtype=np.int64).astype(np.uint64)
+    return np.array(prompt, dtype=np.int64).view(np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +153,17 @@ class Featurizer:
         columns, values, starts, size = [], [], [], 0
         for prompt, tokens in zip(prompts, prompt_tokens, strict=True):
             starts.append(size)
-            columns += [prompt.astype(np.int64), _LENGTH_COLUMN_NUMBERS]
-            values += [self._weights(prompt), length_values(tokens)]
+            numbers = prompt.astype(np.int64)
+            columns += [numbers, _LENGTH_COLUMN_NUMBERS]
+            values += [self._weights(numbers), length_values(tokens)]
             size += len(prompt) + LENGTH_COLUMNS
         return Rows(np.concatenate(columns), np.concatenate(values), np.array(starts, np.int64))
 
-    def _weights(self, prompt: Buckets) -> npt.NDArray[np.float32]:
-        frequency = self.frequency[prompt]
-        weights = (math.log(1 + self.documents) + 1 - np.log1p(frequency)) * (frequency > 0)
+    def _weights(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        frequency = self.frequency[columns]
+        weights = np.log1p(frequency)
+        np.subtract(math.log(1 + self.documents) + 1, weights, out=weights)
+        weights *= frequency > 0
         norm = math.sqrt(float(weights @ weights))
         return (weights / norm if norm else weights).astype(np.float32)
 
@@ -139,8 +175,10 @@ class Featurizer:
         self.documents = int(state["documents"])
 
 
+@lru_cache(1 << 14)
 def length_values(tokens: int) -> npt.NDArray[np.float32]:
-    """[LENGTH_COLUMNS] bumps over the logarithm of the prompt's length."""
+    """[LENGTH_COLUMNS] bumps over the logarithm of the prompt's length; not to be written to."""
     distance = (math.log(max(tokens, 1)) - _CENTRES) / _WIDTH
     values: npt.NDArray[np.float32] = (LENGTH_WEIGHT * np.exp(-0.5 * distance * distance)).astype(np.float32)
+    values.flags.writeable = False
     return values

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .base import State, checked
+from .features import distinct
 
 # Ours. Up to FLAT_ROWS all are compared. A cell shows the newest CELL_ROWS that were put into it, so that one prompt sent ten
 # thousand times costs no more than one sent twice.
@@ -53,17 +54,26 @@ class Index:
         self.puts[cell] += 1
 
     def near(self, vector: Vectors) -> Slots:
-        """At most PROBED_ROWS slots of the cells nearest to `vector`, the newest of each."""
+        """At most PROBED_ROWS slots of the cells nearest to `vector`, the newest of each; ascending."""
         closeness = self.leaders @ vector
         probes = min(PROBED_CELLS, len(closeness))
-        cells = np.argpartition(closeness, len(closeness) - probes)[len(closeness) - probes :]
-        cells = cells[np.argsort(-closeness[cells])][:, None]
-        slots = self.rings[cells, (self.puts[cells] - 1 - _AGES) % CELL_ROWS]
-        valid = (slots >= 0) & (self.cell_of[slots] == cells)
-        return np.unique(slots[valid][:PROBED_ROWS]).astype(np.int64)
+        cells = closeness.argpartition(len(closeness) - probes)[len(closeness) - probes :]
+        found, left = [], PROBED_ROWS
+        for cell in cells[(-closeness[cells]).argsort()].tolist():
+            found.append(self._members(cell)[:left])
+            left -= len(found[-1])
+            if not left:
+                break
+        return distinct(np.concatenate(found)).astype(np.int64)
 
-
-_AGES = np.arange(CELL_ROWS)
+    def _members(self, cell: int) -> npt.NDArray[np.int32]:
+        """What was put into the cell and is in it still, newest first."""
+        ring, puts = self.rings[cell], int(self.puts[cell])
+        newest = puts % CELL_ROWS
+        ages = (ring[:newest][::-1], ring[newest:][::-1]) if puts >= CELL_ROWS else (ring[:puts][::-1],)
+        slots = np.concatenate(ages)
+        members: npt.NDArray[np.int32] = slots[self.cell_of[slots] == cell]
+        return members
 
 
 class PromptStore:
@@ -115,9 +125,10 @@ class PromptStore:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
         index = self._index
         slots = index.near(vector) if len(index.leaders) else np.arange(len(self))
-        cosines = (self._codes[slots].astype(np.float32) @ vector) * (self._scales[slots] / norm)
+        codes = self._codes.take(slots, axis=0).astype(np.float32)
+        cosines = (codes @ vector) * (self._scales[slots] / norm)
         if len(slots) > count:
-            best = np.argpartition(cosines, len(slots) - count)[len(slots) - count :]
+            best = cosines.argpartition(len(slots) - count)[len(slots) - count :]
             slots, cosines = slots[best], cosines[best]
         return cosines, self._log_tokens[slots]
 
