@@ -76,6 +76,7 @@ class Grid:
             predictor=predictor if options.frozen else deepcopy(predictor),
             learns=not options.frozen,
             heartbeat_seconds=HEARTBEAT_SECONDS,
+            named_devices=options.named_devices,
         )
         return _record(case, seed, rate, cluster, summarize(simulation.run(), options.slo))
 

@@ -38,6 +38,10 @@ def scheduler(
     tool_pauses: Annotated[
         float, typer.Option(metavar="SHARE", help="requests that declare a tool pause, 0 to 1; --load is without them")
     ] = 0.0,
+    named_devices: Annotated[
+        bool,
+        typer.Option("--named-devices", help="workers name their GPUs: the scheduler starts from their true costs"),
+    ] = False,
     slo_ttft: Annotated[float, typer.Option(help="goodput: most seconds to the first token")] = 5.0,
     slo_tpot: Annotated[float, typer.Option(help="goodput: most seconds per output token")] = 0.2,
     json: Annotated[Path | None, typer.Option(help="write the records here")] = None,
@@ -74,7 +78,7 @@ def scheduler(
             return
         single = {
             "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
-            "arrivals": arrivals, "frozen": frozen, "tool_pauses": tool_pauses,
+            "arrivals": arrivals, "frozen": frozen, "tool_pauses": tool_pauses, "named_devices": named_devices,
         }  # fmt: skip
         _run_grid({**single, **given}, (slo_ttft, slo_tpot), json, plot, saturation=saturation)
 

@@ -2,7 +2,7 @@
 
 from .cluster import Cluster, Machine, load_cluster
 from .cost import Instance, PageSizes
-from .devices import Device, known_devices
+from .devices import Device, driver_name, known_devices
 from .model_shape import ModelShape, read_shape
 from .priors import registered_prior, worker_prior
 from .rates import Slo
@@ -23,6 +23,7 @@ __all__ = [
     "Slo",
     "Workload",
     "as_data",
+    "driver_name",
     "known_devices",
     "load_cluster",
     "load_workload",

@@ -65,6 +65,12 @@ def device_named(name: str) -> str | None:
     return next((device for known, device in names.items() if _without_maker(known) == _without_maker(name)), None)
 
 
+def driver_name(device: Device) -> str:
+    """What a driver calls the known device; empty for one that is not known, such as a cluster file's own."""
+    names: dict[str, str] = _data()["names"]
+    return next((known for known, name in names.items() if known_devices()[name] == device), "")
+
+
 def sources(name: str) -> dict[str, str]:
     """Where each figure of a known device comes from."""
     data = _data()

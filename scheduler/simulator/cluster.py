@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packhorse.errors import ConfigError
 from scheduler.cost import WorkerPrior
 from scheduler.pages import KV_FORMATS, LAYOUT_VERSION, PAGE_TOKENS, SINK_TOKENS, page_bytes
-from transport.messages import KVLayout, Role
+from transport.messages import KVLayout, ModelSizes, Role
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What memory and transfer depend on; values of pages and residual are 16 bits wide."""
+    """What memory and transfer depend on; values of pages and residual are 16 bits wide. `sizes`: what workers say of it."""
 
     name: str
     layers: int
     kv_heads: int
     head_dim: int
     max_context_tokens: int
+    sizes: ModelSizes | None = None
 
     def layout(self, kv_format: str) -> KVLayout:
         """Raises ConfigError for an unknown format."""
@@ -49,7 +50,8 @@ class ModelSize:
 class SimWorkerSpec:
     """One worker. `cost.prefill` counts on prefill workers, `cost.decode` on decode workers; of `cost.transfer` only the latency.
 
-    `kv_memory_bytes` holds a decode worker's pages and residual buffers, `host_memory_bytes` the pages of preempted jobs.
+    `kv_memory_bytes` holds a decode worker's pages and residual buffers, `host_memory_bytes` the pages of preempted jobs. `device` and
+    `nic_gbps` are what the worker registers with, where it names its device.
     """
 
     worker_id: str
@@ -61,6 +63,8 @@ class SimWorkerSpec:
     chunk_tokens: int = 512
     host_memory_bytes: int = 0
     host_bytes_per_second: float = 2e10
+    device: str = ""
+    nic_gbps: float | None = None
 
     def capacity_pages(self, model: ModelSize, kv_format: str) -> int:
         """Pages in the pool. Raises ConfigError when the residual buffers leave room for none."""
@@ -90,3 +94,8 @@ class SimCluster:
     def max_jobs(self) -> int:
         """Jobs that all workers hold at once."""
         return sum(worker.max_jobs for worker in self.workers)
+
+    def unnamed(self) -> SimCluster:
+        """The cluster whose workers do not say what their devices are."""
+        workers = (replace(worker, device="", nic_gbps=None) for worker in self.workers)
+        return replace(self, workers=tuple(workers))

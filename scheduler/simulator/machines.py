@@ -19,6 +19,7 @@ from scheduler.planner import (
     PlanResult,
     Slo,
     Workload,
+    driver_name,
     known_devices,
     load_cluster,
     search,
@@ -28,7 +29,7 @@ from scheduler.planner.assumptions import Assumptions
 from scheduler.planner.cost import GIGA
 from scheduler.planner.model_shape import shape_of
 from scheduler.simulator.cluster import ModelSize, SimCluster, SimWorkerSpec
-from transport.messages import Role
+from transport.messages import ModelSizes, Role
 
 LLAMA_8B = shape_of(
     {
@@ -48,7 +49,8 @@ Build = Callable[[str, int], SimCluster]
 
 
 def model_size(shape: ModelShape) -> ModelSize:
-    return ModelSize(shape.name, shape.layers, shape.kv_heads, shape.head_dim, shape.max_context_tokens)
+    sizes = ModelSizes(**{name: getattr(shape, name) for name in ModelSizes.model_fields})
+    return ModelSize(shape.name, shape.layers, shape.kv_heads, shape.head_dim, shape.max_context_tokens, sizes)
 
 
 def worker_spec(
@@ -65,6 +67,8 @@ def worker_spec(
         chunk_tokens=instance.assume.chunk_tokens,
         host_memory_bytes=_HOST_MEMORY_BYTES * instance.tp,
         host_bytes_per_second=_HOST_BYTES_PER_SECOND * instance.tp,
+        device=driver_name(instance.device) if instance.tp == 1 else "",
+        nic_gbps=nic_gbps,
     )
 
 

@@ -49,7 +49,8 @@ class Simulation:
     heartbeat_seconds: how often workers and the gateway make themselves heard, and the scheduler learns from what has ended; None:
     never, for a config that waits for ever, as `patient_config`. Where workers fail, the config's worker_timeout_seconds decides when
     the scheduler notices. predictor: forecasts every job and, where it `learns`, hears how those of the run end; None: a job may come
-    to its max_tokens.
+    to its max_tokens. named_devices: workers register with their GPUs' names, so that the scheduler believes from the start what they
+    cost, and for known GPUs is exactly right.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class Simulation:
         heartbeat_seconds: float | None = None,
         predictor: Guarded | None = None,
         learns: bool = True,
+        named_devices: bool = False,
     ) -> None:
+        cluster = cluster if named_devices else cluster.unnamed()
         self.config = config or patient_config()
         self.core = SchedulerCore(self.config, epoch="simulated")
         self.core.experience.predictor = predictor

@@ -62,6 +62,9 @@ class SimWorker(ABC):
             host_pages=spec.host_pages(model, kv_format),
             link="inproc",
             backend="simulated",
+            device=spec.device,
+            sizes=model.sizes,
+            nic_gbps=spec.nic_gbps,
         )
 
     def come_up(self, now: float) -> None:

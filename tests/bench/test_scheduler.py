@@ -60,6 +60,14 @@ def test_a_given_rate_is_the_rate() -> None:
     assert record["duration_seconds"] > 120 / 3.0 * 0.8
 
 
+def test_named_devices_are_known_from_the_start() -> None:
+    mixed = str(Path(__file__).parents[2] / "examples" / "clusters" / "mixed.yaml")
+    options = replace(SMALL, seeds=1, load=(0.8,), policy=("fcfs",), placement=("predicted",), cluster=mixed)
+    (learned,), (known,) = (run_scheduler(replace(options, named_devices=on))["records"] for on in (False, True))
+    assert learned["requests_per_second"] == known["requests_per_second"]
+    assert learned["mean_jct_seconds"] != known["mean_jct_seconds"]
+
+
 def test_all_stands_for_every_name() -> None:
     assert "fcfs" in SchedulerOptions(policy=("all",)).policy
     assert len(SchedulerOptions(policy=("all",)).policy) > 1
