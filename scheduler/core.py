@@ -247,7 +247,7 @@ class SchedulerCore:
         ended = message.finish_reason is not None
         if job is None or not job.prefilled(message.worker_id, ended, message.stats, now):
             return
-        job.progress.generated = max(1, job.progress.generated)
+        job.progress.report(1)
         self.experience.prefilled(job, message.stats)
         if ended:
             self._life.end(job, DONE, now)

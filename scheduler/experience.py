@@ -137,7 +137,7 @@ class Experience:
         for job_id, generated in load.generated.items():
             job = worker.jobs.get(job_id)
             if job is not None:
-                job.progress.generated = max(job.progress.generated, min(generated, job.job.sampling.max_tokens))
+                job.progress.report(min(generated, job.job.sampling.max_tokens))
         for job_id, score in load.scores.items():
             job = worker.jobs.get(job_id)
             if job is not None:

@@ -221,7 +221,7 @@ class TrackedJob:
         self.stats, self.swap, self.held_pages, self.paused = NOTHING, Swap.IN, 0, False
         self.prefill_worker = self.decode_worker = ""
         self._queued_before, self._queued_at = self.queue_seconds, now
-        self.progress.generated = len(replay.tokens)
+        self.progress.drop(len(replay.tokens))
         self.state = JobState.QUEUED
         return True
 

@@ -1,4 +1,7 @@
-"""How far a job is: tokens generated as reported, time in service, since when it runs or waits. Times are passed in, in seconds."""
+"""How far a job is: tokens generated as reported, what of them is to be computed again, time in service, since when it runs or waits.
+
+Times are passed in, in seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,22 @@ class Progress:
     since: float
     running: bool = False
     generated: int = 0
+    to_replay: int = 0  # of `generated`, what a job that was dropped has not computed again yet
     served_seconds: float = 0.0  # before `since`
+
+    @property
+    def computed(self) -> int:
+        """Of `generated`, what its workers have: nothing before its prefill is complete, for the first time or anew."""
+        return self.generated - self.to_replay
+
+    def report(self, tokens: int) -> None:
+        """Its worker has computed so many tokens of output. Older word changes nothing."""
+        self.generated = max(self.generated, tokens)
+        self.to_replay = min(self.to_replay, self.generated - tokens)
+
+    def drop(self, tokens: int) -> None:
+        """Its worker has let go of what it had of the job, whose `tokens` are to be computed again."""
+        self.generated = self.to_replay = tokens
 
     def run(self, now: float) -> None:
         """It is in service from now on; nothing changes when it was."""

@@ -19,8 +19,18 @@ def remaining_tokens(job: TrackedJob, level: float = MEDIAN) -> float:
 
 
 def prefill_seconds(job: TrackedJob, cost: JobCost) -> float:
-    """0 once token 1 is out."""
-    return 0.0 if job.progress.generated else cost.prefill_seconds(job.prompt_tokens)
+    """0 once the prompt is computed; a job that was dropped has it before it again."""
+    return 0.0 if job.progress.computed else cost.prefill_seconds(job.prompt_tokens)
+
+
+def replay_context(job: TrackedJob) -> float:
+    """The mean context of the steps that compute again what a dropped job had."""
+    return job.prompt_tokens + job.progress.computed + job.progress.to_replay / 2
+
+
+def replay_seconds(job: TrackedJob, cost: JobCost) -> float:
+    """Of a dropped job's steps up to where it was, the job alone in the batch; 0 for all others."""
+    return job.progress.to_replay * cost.step_seconds(round(replay_context(job)), 1)
 
 
 def decode_seconds(job: TrackedJob, cost: JobCost, tokens: float) -> float:
@@ -29,7 +39,9 @@ def decode_seconds(job: TrackedJob, cost: JobCost, tokens: float) -> float:
 
 
 def remaining_seconds(job: TrackedJob, cost: JobCost, level: float = MEDIAN) -> float:
-    return prefill_seconds(job, cost) + decode_seconds(job, cost, remaining_tokens(job, level))
+    """Until its last token, the replay of a dropped job included. Transfers overlap with prefill and count for nobody."""
+    begun = prefill_seconds(job, cost) + replay_seconds(job, cost)
+    return begun + decode_seconds(job, cost, remaining_tokens(job, level))
 
 
 def place_seconds(job: TrackedJob, cost: JobCost, room: Room | None, context: float) -> float:

@@ -5,7 +5,7 @@
 - Worker-seconds: a prefill takes a whole worker, a token only its place in a batch: a / n + b * context + c of the decode model, where n
   such jobs fill a worker, by places or by pages, whichever is the scarcer (dominant share: Ghodsi et al., NSDI '11; memory x time:
   LAMPS, arXiv 2410.18248). So what a job takes counts at the stage where it takes it, whichever stage binds; a prompt's length is known
-  even where outputs are not.
+  even where outputs are not. A job that was dropped takes its prefill again, and a place for each token up to where it was.
 - Uncertainty: the expected tokens are Gittins' index of the forecast's distribution, given what is generated, not a point estimate: a
   job that may end soon is tried before one that is surely of middling length, and one that has outlived its likely lengths falls
   back. A quantile can be set instead (`level`).
@@ -26,7 +26,7 @@ from __future__ import annotations
 from scheduler.forecast import Forecast
 from scheduler.jobs import TrackedJob
 from scheduler.policies.base import JobCost, Room
-from scheduler.policies.estimate import context_tokens, place_seconds, prefill_seconds
+from scheduler.policies.estimate import context_tokens, place_seconds, prefill_seconds, replay_context
 from scheduler.policies.overdue import SHARE, Overdue
 from scheduler.policies.queue import Rank
 from scheduler.policies.ranked import RankedPolicy
@@ -55,7 +55,7 @@ class Packhorse(RankedPolicy):
         self.lengths, self.order, self.recent = Trust(), Trust(), RecentLengths()
         self.overdue = Overdue(overdue_share)
         self._expected: dict[str, tuple[float, float]] = {}  # tokens and use when the job was queued
-        self._uses: dict[str, tuple[tuple[int, Forecast, Room | None], float]] = {}
+        self._uses: dict[str, tuple[tuple[int, int, Forecast, Room | None], float]] = {}
         self._turn = ""  # the head of the queue, where it is that because it is overdue
 
     # ---- ranks
@@ -71,7 +71,7 @@ class Packhorse(RankedPolicy):
 
     def _use(self, job: TrackedJob) -> float:
         """Worker-seconds that are left, as of when the job last made progress: plans ask far oftener than that."""
-        state = (job.progress.generated, job.forecast, self.room)
+        state = (job.progress.generated, job.progress.to_replay, job.forecast, self.room)
         known = self._uses.get(job.job_id)
         if known is not None and known[0] == state:
             return known[1]
@@ -81,8 +81,10 @@ class Packhorse(RankedPolicy):
 
     def _worker_seconds(self, job: TrackedJob) -> float:
         tokens = self._tokens(job, self._forecast(job))
-        context = context_tokens(job) + tokens / 2
-        return prefill_seconds(job, self.cost) + tokens * place_seconds(job, self.cost, self.room, context)
+        use = tokens * place_seconds(job, self.cost, self.room, context_tokens(job) + tokens / 2)
+        if replay := job.progress.to_replay:
+            use += replay * place_seconds(job, self.cost, self.room, replay_context(job))
+        return prefill_seconds(job, self.cost) + use
 
     def _forecast(self, job: TrackedJob) -> Forecast:
         return job.forecast if self.lengths.trusted else self.recent.forecast(job.job.sampling.max_tokens)

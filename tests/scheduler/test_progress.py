@@ -5,6 +5,22 @@ from __future__ import annotations
 from scheduler.progress import Progress
 
 
+def test_what_was_dropped_is_to_be_computed_again() -> None:
+    progress = Progress(since=0.0)
+    assert (progress.generated, progress.to_replay, progress.computed) == (0, 0, 0)
+    progress.report(9)
+    assert (progress.generated, progress.to_replay, progress.computed) == (9, 0, 9)
+    progress.drop(10)
+    assert (progress.generated, progress.to_replay, progress.computed) == (10, 10, 0)
+    progress.report(1)
+    progress.report(4)
+    assert (progress.generated, progress.to_replay, progress.computed) == (10, 6, 4)
+    progress.report(3)  # older word
+    assert (progress.generated, progress.to_replay, progress.computed) == (10, 6, 4)
+    progress.report(12)
+    assert (progress.generated, progress.to_replay, progress.computed) == (12, 0, 12)
+
+
 def test_service_adds_up_over_stops() -> None:
     progress = Progress(since=10.0)
     assert (progress.waiting_seconds(13), progress.service_seconds(13)) == (3, 0)
