@@ -48,6 +48,10 @@ def serve(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="ask for exactly max_tokens tokens")] = False,
     temperature: Annotated[float, typer.Option(help="sampling temperature")] = 0.0,
     timeout: Annotated[float, typer.Option(help="seconds until a request counts as failed")] = 600.0,
+    max_ttft: Annotated[
+        float | None,
+        typer.Option(help="seconds to token 1 that requests allow (max_ttft_seconds, Packhorse's extension)"),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="write summary, config and one record per request here")] = None,
 ) -> None:
     """Open-loop load on any OpenAI-compatible server: TTFT, TPOT, ITL, JCT, throughput and goodput."""
@@ -62,7 +66,7 @@ def serve(
             url=url, rate=rate, num_prompts=num_prompts, dataset=dataset, model=model, max_tokens=max_tokens,
             max_prompt_tokens=max_prompt_tokens, seed=seed, burstiness=burstiness, speed=speed, concurrency=concurrency,
             endpoint=endpoint, ignore_eos=ignore_eos, temperature=temperature, timeout=timeout,  # type: ignore[arg-type]
-            limits=Limits(slo_ttft, slo_tpot, slo_jct),
+            max_ttft=max_ttft, limits=Limits(slo_ttft, slo_tpot, slo_jct),
         )  # fmt: skip
         result = asyncio.run(run_serve(options, api_key))
         print_summary(result.summary, Console())

@@ -37,6 +37,7 @@ class Target:
     ignore_eos: bool = False
     temperature: float = 0.0
     timeout_seconds: float = 600.0
+    max_ttft_seconds: float | None = None  # an extension of Packhorse
 
     def body(self, request: PlannedRequest) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -48,6 +49,8 @@ class Target:
         }
         if self.ignore_eos:
             body["ignore_eos"] = True
+        if self.max_ttft_seconds is not None:
+            body["max_ttft_seconds"] = self.max_ttft_seconds
         if self.endpoint == "chat":
             return body | {"messages": [{"role": "user", "content": request.prompt}]}
         return body | {"prompt": request.prompt}

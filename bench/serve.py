@@ -42,12 +42,13 @@ class ServeOptions:
     ignore_eos: bool = False
     temperature: float = 0.0
     timeout: float = 600.0
+    max_ttft: float | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.endpoint not in ("completions", "chat"):
             raise ConfigError(f"endpoint={self.endpoint!r} is not 'completions' or 'chat'", param="endpoint")
-        for name in ("num_prompts", "max_tokens", "max_prompt_tokens", "concurrency", "timeout"):
+        for name in ("num_prompts", "max_tokens", "max_prompt_tokens", "concurrency", "timeout", "max_ttft"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}={value} is not a positive number", param=name)
@@ -91,7 +92,9 @@ async def run_serve(options: ServeOptions, api_key: str | None = None) -> ServeR
     stop = asyncio.Event()
     async with open_client(api_key) as client:
         model = options.model or await first_model(client, url)
-        target = Target(url, model, options.endpoint, options.ignore_eos, options.temperature, options.timeout)
+        target = Target(
+            url, model, options.endpoint, options.ignore_eos, options.temperature, options.timeout, options.max_ttft
+        )
         with progress("requests", len(plan)) as view, _stop_on_sigint(stop):
             now = run_clock()
 

@@ -34,6 +34,7 @@ def build_jobs(
             sampling=_sampling(request, max_tokens, choice, logprobs),
             reply_to=service.backend.reply_to,
             priority=request.priority,
+            max_ttft_seconds=request.max_ttft_seconds,
             cache_salt=request.cache_salt,
             tool_pause=ToolPause(**request.tool_pause.model_dump()) if request.tool_pause is not None else None,
         )

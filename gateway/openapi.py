@@ -21,6 +21,8 @@ those of prompt pages that were not sent since they were held already, what both
 phase. With several choices bytes are summed, the others lists.
 A completion's `id` is in the header `x-completion-id` of its response as well, also where that is an error. `/v1/jobs/{id}` tells how
 its jobs were scheduled, one for each choice: the job of choice `i` has the id `<completion's id>-<i>`.
+`max_ttft_seconds` is an extension: the request's own deadline to its first token, in seconds. A request that is predicted to miss it is
+refused with 429; one that still waits for workers by then fails with 504.
 `tool_pause` is an extension: the generation stops after `after_tokens` tokens, and goes on by itself `seconds` later.
 `logprobs` have one entry per generated token, the one that ended the choice included; `text_offset` counts from the
 beginning of the choice's text. Choice `i` of a prompt with `seed` s is sampled with seed s + i.

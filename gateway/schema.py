@@ -126,6 +126,9 @@ class GenerationRequest(Fields):
     ignore_eos: bool = False
     stop_token_ids: list[int] = Field(default_factory=list, max_length=64)
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    max_ttft_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="refused or failed where token 1 would take longer"
+    )
     cache_salt: str = Field(
         default="", max_length=256, description="pages of prompts are shared among requests of the same salt only"
     )

@@ -32,10 +32,7 @@ def explain(url: str, job_id: str | None, last: int | None, api_key: str | None,
 def described(job: Job) -> Iterator[str]:
     """The lines that tell of one job."""
     yield f"{job['job_id']}: {_fate(job)}"
-    yield _row(
-        "asked",
-        f"{job['prompt_tokens']} prompt tokens, at most {job['max_tokens']} of output, priority {job['priority']}",
-    )
+    yield _row("asked", _asked(job))
     if job["predicted_tokens"]:
         yield _row("predicted", _prediction(job))
     if job["policy"]:
@@ -65,6 +62,11 @@ def _fate(job: Job) -> str:
     if job["outcome"]:
         return f"{job['outcome']}: {job['error']}" if job["error"] else str(job["outcome"])
     return f"{job['stage']}, {job['generated_tokens']} tokens so far"
+
+
+def _asked(job: Job) -> str:
+    within = f", token 1 within {job['max_ttft_seconds']:g} s" if job["max_ttft_seconds"] is not None else ""
+    return f"{job['prompt_tokens']} prompt tokens, at most {job['max_tokens']} of output, priority {job['priority']}{within}"
 
 
 def _eviction(eviction: Job) -> str:

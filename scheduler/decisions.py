@@ -106,6 +106,7 @@ class Decisions:
             "prompt_tokens": len(job.prompt),
             "max_tokens": job.sampling.max_tokens,
             "priority": job.priority,
+            "max_ttft_seconds": job.max_ttft_seconds,
         }
         self._decisions[job.job_id] = asked | fields
         self._decisions.move_to_end(job.job_id)

@@ -9,14 +9,16 @@
        +------------------+-----------------------+-------- end() ----------+--> RELEASING --dropped--> ENDED
 
 A job ends with one `Outcome`, the first. It is in RELEASING while a worker may still hold something of it, and every state but
-ENDED has a deadline. A preempted job whose pages were dropped is queued again (`requeued`), with the deadline that it had: from token 1
-to the last it has the time for decoding, however often it starts anew. A method that gets word which does not fit the state (late,
-twice, from another worker) changes nothing and returns False. The prefill and the decode worker report over different connections, so
-`decoded` may come before `prefilled`.
+ENDED has a deadline. A request's own deadline to token 1 holds until prefill may begin: from then on token 1 may go out before the
+scheduler hears of it. A preempted job whose pages were dropped is queued again (`requeued`), with the deadline that it had: from
+token 1 to the last it has the time for decoding, however often it starts anew. A method that gets word which does not fit the state
+(late, twice, from another worker) changes nothing and returns False. The prefill and the decode worker report over different
+connections, so `decoded` may come before `prefilled`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -152,7 +154,7 @@ class TrackedJob:
         most = self.job.sampling.max_tokens
         self.job_id, self.prompt_tokens = self.job.job_id, len(self.job.prompt)
         self.total_tokens, self.needs_decode = self.prompt_tokens + most, most > 1
-        self.deadline = self.submitted_at + self.limits.queued
+        self.deadline = min(self.submitted_at + self.limits.queued, self.first_token_by)
         self._queued_at = self.submitted_at
         self.believe(Forecast.unknown(most))
         self.progress = Progress(self.submitted_at)
@@ -164,6 +166,12 @@ class TrackedJob:
     def priority(self) -> int:
         """Its class: jobs of a higher one go first."""
         return self.job.priority
+
+    @property
+    def first_token_by(self) -> float:
+        """When its request gives up waiting for token 1; infinite where it says nothing, and once token 1 is out."""
+        seconds = self.job.max_ttft_seconds
+        return self.submitted_at + seconds if seconds is not None and self.replay is None else math.inf
 
     def context_at(self, role: Role) -> int:
         """Tokens that a worker of the role must be able to hold; at the prefill worker those are the prompt and token 1."""
@@ -263,16 +271,22 @@ class TrackedJob:
         return self.stats.model_copy(update={**names, **own})
 
     @property
-    def limit(self) -> tuple[str, float]:
-        """What its deadline is for, and the seconds that it had for that."""
+    def overdue(self) -> str:
+        """What is to be said once its deadline has passed."""
+        held = f" at {' and '.join(self.holds)}" if self.holds else ""
+        if self.deadline == self.first_token_by:
+            own = f"max_ttft_seconds={self.job.max_ttft_seconds:g}"
+            return f"the job was still {self.state.value}{held} when its {own} had passed"
         if self.state is JobState.QUEUED and self.replay is not None:
-            return "decoding, and then preempted and queued,", self.limits.decoding
-        return self.state.value, self.limits.of(self.state)
+            return f"the job was decoding, and then preempted and queued, for more than {self.limits.decoding:g} s"
+        return f"the job was {self.state.value}{held} for more than {self.limits.of(self.state):g} s"
 
     def _enter(self, state: JobState, now: float) -> None:
         self.state = state
         if state is not JobState.ENDED:
             self.deadline = now + self.limits.of(state)
+        if state is JobState.RESERVING:
+            self.deadline = min(self.deadline, self.first_token_by)
 
 
 def merge(one: JobStats, two: JobStats) -> JobStats:

@@ -204,9 +204,7 @@ class Lifecycle:
     def _expire(self, job: TrackedJob, now: float) -> None:
         """The job has been in its state for too long. Released, it is forgotten: no worker can keep it here for ever."""
         if job.state is not JobState.RELEASING:
-            held = f" at {' and '.join(job.holds)}" if job.holds else ""
-            stage, limit = job.limit
-            self.end(job, failed(DeadlineError(f"the job was {stage}{held} for more than {limit:g} s")), now)
+            self.end(job, failed(DeadlineError(job.overdue)), now)
             return
         for worker_id in list(job.holds):
             log.error("worker %s did not release job %s within %g s", worker_id, job.job_id, self.limits.releasing)

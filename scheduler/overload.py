@@ -1,9 +1,9 @@
 """Who is turned away when more comes than the cluster can do: those who would wait too long, lower classes first, each told when to retry.
 
 A job is shed when it is submitted, not when its deadline has passed: it is refused where its predicted wait in the queue exceeds the
-queue's deadline, or its predicted token 1 the TTFT that was set. Queued jobs of a lower class that would go before it are shed in
-its stead, the newest of the lowest class first, until it fits; likewise one of a lower class where the queue is full. Running jobs
-are never shed, nor those that are queued again after they ran.
+queue's deadline, or its predicted token 1 the TTFT that was set or that its request allows. Queued jobs of a lower class that would go
+before it are shed in its stead, the newest of the lowest class first, until it fits; likewise one of a lower class where the queue is
+full. Running jobs are never shed, nor those that are queued again after they ran.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Overload:
 
     def _most_seconds(self, job: TrackedJob) -> float:
         """That the job may be predicted to wait."""
-        most, ttft = MARGIN * self._config.queue_seconds, self._config.shed_ttft_seconds
+        most = MARGIN * self._config.queue_seconds
+        wishes = (self._config.shed_ttft_seconds, job.job.max_ttft_seconds)
+        ttft = min((seconds for seconds in wishes if seconds is not None), default=None)
         return most if ttft is None else min(most, MARGIN * ttft - self._typical.prefill_seconds(job.prompt_tokens))
 
     def _late(self, seconds: float, most: float) -> OverloadedError:

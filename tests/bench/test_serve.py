@@ -163,7 +163,15 @@ async def test_times_and_counts(tmp_path: Path, endpoint: str) -> None:
     server = FakeServer()
     async with server.start() as url, Stalls() as stalls:
         result = await load(
-            tmp_path, url, "ok 1", "ok 2", "ok 3", endpoint=endpoint, ignore_eos=True, limits=Limits(jct=30)
+            tmp_path,
+            url,
+            "ok 1",
+            "ok 2",
+            "ok 3",
+            endpoint=endpoint,
+            ignore_eos=True,
+            max_ttft=2.5,
+            limits=Limits(jct=30),
         )
     summary = result.summary
     assert (summary["completed"], summary["failed"]) == (3, 0)
@@ -181,6 +189,7 @@ async def test_times_and_counts(tmp_path: Path, endpoint: str) -> None:
     assert all(len(record.chunk_times) == TOKENS and not record.tokens_counted for record in result.records)
     body = server.bodies[0]
     assert (body["model"], body["max_tokens"], body["ignore_eos"]) == ("fake", TOKENS, True)
+    assert body["max_ttft_seconds"] == 2.5
     assert body["stream_options"] == {"include_usage": True}
     assert "authorization: bearer key" in server.headers[-1]
 

@@ -115,6 +115,14 @@ async def test_every_sampling_field_reaches_the_job(client: httpx.AsyncClient, c
     assert job.reply_to == cluster.tokens.address
 
 
+async def test_a_deadline_of_its_own_reaches_every_job(client: httpx.AsyncClient, cluster: FakeCluster) -> None:
+    await post(client, n=2, max_ttft_seconds=3)
+    assert [job.max_ttft_seconds for job in cluster.jobs.values()] == [3.0, 3.0]
+    cluster.jobs.clear()
+    await post(client, max_ttft_seconds=None)
+    assert [job.max_ttft_seconds for job in cluster.jobs.values()] == [None]
+
+
 async def test_a_tool_pause_reaches_every_job(client: httpx.AsyncClient, cluster: FakeCluster) -> None:
     await post(client, n=2, max_tokens=4, tool_pause={"after_tokens": 3, "seconds": 2})
     pauses = [job.tool_pause for job in cluster.jobs.values()]

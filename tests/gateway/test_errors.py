@@ -79,6 +79,9 @@ EITHER = [
     ({"model": 3}, "model", "model=3: must be a string"),
     ({"model": None}, "model", "model is required"),
     ({"user": 3}, "user", "must be a string"),
+    ({"max_ttft_seconds": 0}, "max_ttft_seconds", "max_ttft_seconds=0: must be greater than 0"),
+    ({"max_ttft_seconds": -1.5}, "max_ttft_seconds", "max_ttft_seconds=-1.5: must be greater than 0"),
+    ({"max_ttft_seconds": "2"}, "max_ttft_seconds", "max_ttft_seconds='2': must be a number"),
     ({"tool_pause": 3}, "tool_pause", "must be an object"),
     ({"tool_pause": {"seconds": 1}}, "tool_pause.after_tokens", "tool_pause.after_tokens is required"),
     ({"tool_pause": {"after_tokens": 0, "seconds": 1}}, "tool_pause.after_tokens", "must be at least 1"),
@@ -184,6 +187,10 @@ async def test_a_long_value_is_shown_in_part(client: httpx.AsyncClient) -> None:
         (b"[" * 60_000, "not valid JSON"),
         (b'{"model": "embedded", "prompt": "\\ud800"}', "lone surrogate"),
         (b'{"model": "embedded", "prompt": "a", "temperature": 1e999}', "temperature=inf"),
+        (
+            b'{"model": "embedded", "prompt": "a", "max_ttft_seconds": 1e999}',
+            "max_ttft_seconds=inf: must be a finite number",
+        ),
     ],
 )
 async def test_malformed_bodies(client: httpx.AsyncClient, content: bytes, message: str) -> None:

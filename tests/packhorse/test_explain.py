@@ -40,6 +40,11 @@ def test_all_that_is_known_is_said() -> None:
     ]
 
 
+def test_a_deadline_of_its_own_is_said() -> None:
+    own = told(DONE.model_copy(update={"max_ttft_seconds": 2.5}))
+    assert "at most 64 of output, priority 0, token 1 within 2.5 s" in own
+
+
 def test_what_is_not_known_is_left_out() -> None:
     assert told(Explanation(job_id="j", outcome="failed:overloaded", error="9 jobs are queued")).splitlines() == [
         "j: failed:overloaded: 9 jobs are queued",

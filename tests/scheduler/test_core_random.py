@@ -334,6 +334,7 @@ class World:
         job_id = f"{len(self.jobs):06d}"
         prompt, most = self.random.choice([3, 50, 200, 500]), self.random.choice([1, 2, 30, 200])
         job = make_job(job_id, prompt_tokens=prompt, max_tokens=most)
+        job = job.model_copy(update={"max_ttft_seconds": self.random.choice([None, None, 3.0, 30.0])})
         self.jobs[job_id], self.owner[job_id] = job, self.random.choice(gateways)
         self.hear(self.owner[job_id], Submit(job=job))
 

@@ -71,6 +71,13 @@ def test_what_went_wrong_is_told() -> None:
     assert refused.error == "no decode worker is registered"
 
 
+def test_a_deadline_of_its_own_is_told_of_a_refused_job_too() -> None:
+    b = bench()
+    b.core.unreachable(b"d1", b.now)
+    b.submit(make_job("refused").model_copy(update={"max_ttft_seconds": 2.0}))
+    assert ask(b, "refused")[0].max_ttft_seconds == 2.0
+
+
 def test_only_the_newest_decisions_are_kept() -> None:
     decisions = Decisions(most=3)
     for i in range(10):

@@ -6,8 +6,8 @@ import pytest
 
 from packhorse.errors import DeadlineError
 from scheduler.jobs import CANCELLED, DONE, JobState, TrackedJob, failed, merge
-from tests.scheduler.fakes import LIMITS, tracked
-from transport.messages import JobStats
+from tests.scheduler.fakes import GATEWAY, LIMITS, make_job, tracked
+from transport.messages import JobStats, Replay
 
 
 def at(state: JobState) -> TrackedJob:
@@ -42,6 +42,42 @@ def test_the_whole_way() -> None:
     stats = job.final_stats()
     assert (stats.bytes_shipped, stats.completion_tokens, stats.queue_seconds) == (3, 9, 2)
     assert (stats.prefill_worker, stats.decode_worker, stats.prompt_tokens) == ("p1", "d1", 10)
+
+
+def impatient(seconds: float, **fields: int) -> TrackedJob:
+    job = make_job(**fields).model_copy(update={"max_ttft_seconds": seconds})
+    return TrackedJob(job, GATEWAY, 1, LIMITS, 5)
+
+
+def test_a_request_may_give_up_before_the_queues_deadline() -> None:
+    job = impatient(7)
+    assert (job.deadline, job.overdue) == (12, "the job was still queued when its max_ttft_seconds=7 had passed")
+    job.place("p1", "d1", 6)
+    assert job.deadline == 12
+    assert "still reserving at p1 and d1" in job.overdue
+    assert job.reserved("d1", 7)
+    assert job.deadline == 7 + LIMITS.prefilling, "token 1 may be out before this is known"
+    assert "prefilling at p1 and d1 for more than 300 s" in job.overdue
+
+
+def test_other_deadlines_may_come_before_a_requests_own() -> None:
+    job = impatient(LIMITS.queued + 1)
+    assert job.deadline == 5 + LIMITS.queued
+    assert job.overdue == "the job was queued for more than 120 s"
+    job.place("p1", "d1", 6)
+    assert job.deadline == 6 + LIMITS.reserving
+
+
+def test_a_job_whose_token_1_is_out_has_no_deadline_to_it() -> None:
+    job = impatient(20)
+    job.place("p1", "d1", 6)
+    assert job.reserved("d1", 7)
+    assert job.prefilled("p1", False, JobStats(), 8)
+    assert job.requeued("d1", Replay(tokens=(1, 2), stats=JobStats()), 9)
+    assert job.deadline == 8 + LIMITS.decoding
+    job.place("p1", "d1", 30)
+    assert job.deadline == 30 + LIMITS.reserving
+    assert job.overdue.startswith("the job was reserving")
 
 
 def test_one_token_needs_no_decode_worker() -> None:

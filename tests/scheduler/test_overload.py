@@ -33,6 +33,10 @@ def with_class(job_id: str, priority: int) -> Job:
     return make_job(job_id).model_copy(update={"priority": priority})
 
 
+def within(job_id: str, seconds: float) -> Job:
+    return make_job(job_id).model_copy(update={"max_ttft_seconds": seconds})
+
+
 def busy_bench(seconds_each: float, queued: int, **config: Any) -> Bench:
     """One place. Jobs were placed every `seconds_each` for a while; one runs and `queued` (q0, q1, ...) of class 0 wait."""
     bench = Bench(prefill_info(max_jobs=1), decode_info(max_jobs=1), **{"max_queue": 1000, **config})
@@ -88,6 +92,43 @@ def test_a_ttft_that_is_set_counts_too() -> None:
         bench.submit(make_job(f"more-{i}"))
     assert set(codes(bench).values()) == {"overloaded"}
     assert 5 <= len(bench.core.policy) <= 9
+
+
+def test_a_request_may_allow_less_time_to_token_1() -> None:
+    bench = busy_bench(1.0, 6)
+    bench.submit(within("short", 3.0))
+    bench.submit(within("long", 60.0))
+    (failure,) = bench.take(JobFailed)
+    assert (failure.job_id, failure.error.code) == ("short", "overloaded")
+    assert 1 <= failure.error.retry_after_seconds <= 8
+    assert bench.state("long") == "queued"
+
+
+def test_the_tightest_limit_decides() -> None:
+    bench = busy_bench(1.0, 6, shed_ttft_seconds=3.0)
+    bench.submit(within("own", 60.0))
+    assert codes(bench) == {"own": "overloaded"}, "what is set holds for all"
+
+
+def test_who_may_not_be_refused_fails_at_its_own_deadline() -> None:
+    bench = busy_bench(1.0, 6, shed=False)
+    bench.submit(within("own", 3.0))
+    bench.wait(2.5)
+    assert bench.state("own") == "queued"
+    bench.wait(1.0)
+    (failure,) = bench.take(JobFailed)
+    assert (failure.job_id, failure.error.code) == ("own", "deadline_exceeded")
+    assert failure.error.message == "the job was still queued when its max_ttft_seconds=3 had passed"
+
+
+def test_lower_classes_make_way_for_a_deadline_of_its_own() -> None:
+    bench = busy_bench(1.0, 6)
+    hasty = within("hasty", 3.0).model_copy(update={"priority": 1})
+    bench.submit(hasty)
+    shed = codes(bench)
+    assert bench.state("hasty") == "queued"
+    assert shed
+    assert set(shed.values()) == {"overloaded"}
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -117,6 +117,7 @@ class Explanation(Model):
     prompt_tokens: int = 0
     max_tokens: int = 0
     priority: int = 0
+    max_ttft_seconds: float | None = Field(default=None, description="that the request allows; None: it says nothing")
     pages: int = Field(default=0, description="reserved on the decode worker")
     predicted_tokens: tuple[float, ...] = Field(default=(), description="output lengths at the levels")
     levels: tuple[float, ...] = ()

@@ -43,6 +43,9 @@ class Job(Model):
     sampling: Sampling
     reply_to: str
     priority: int = 0
+    max_ttft_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="from submission to token 1, as the client allows"
+    )
     tool_pause: ToolPause | None = None
     cache_salt: str = Field(default="", description="prefix pages are shared among jobs of the same salt only")
 
