@@ -27,7 +27,10 @@ def _ignore(_: str) -> None:
 
 @dataclass(eq=False)
 class Worker:
-    """One worker. `prompt_tokens` to `reserved_pages` are sums over `jobs`; `changed` hears of every change of them."""
+    """One worker. `prompt_tokens` to `reserved_pages` are sums over `jobs`; `changed` hears of every change of them.
+
+    `room` are the pages that one more job may have: the free ones, or -1 where all places are taken.
+    """
 
     info: WorkerInfo
     peer: bytes
@@ -43,8 +46,12 @@ class Worker:
     jobs_out: int = 0
     holders: PrefixHolders = field(default_factory=PrefixHolders, repr=False)  # of the whole registry
     prefixes: HeldPrefixes = field(init=False)
+    worker_id: str = field(init=False)
+    room: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.worker_id = self.info.worker_id
+        self._count_room()
         self.prefixes = HeldPrefixes(self.worker_id, self.holders)
 
     @property
@@ -55,10 +62,6 @@ class Worker:
     @property
     def free_pages(self) -> int:
         return self.info.capacity_pages - self.reserved_pages
-
-    @property
-    def worker_id(self) -> str:
-        return self.info.worker_id
 
     def hold(self, job: TrackedJob) -> None:
         """Takes a place for `job`, on a decode worker its pages too."""
@@ -86,11 +89,7 @@ class Worker:
 
     def has_room(self, pages: int, context_tokens: int) -> bool:
         """Whether that fits now: for many workers asked for one job."""
-        info = self.info
-        pages_fit = self.reserved_pages + pages <= info.capacity_pages
-        return (
-            pages_fit and len(self.jobs) - self.jobs_out < info.max_jobs and context_tokens <= info.max_context_tokens
-        )
+        return pages <= self.room and context_tokens <= self.info.max_context_tokens
 
     def fits_on_device(self, job: TrackedJob) -> bool:
         """Whether its pages and a place in the batch are free."""
@@ -128,10 +127,14 @@ class Worker:
         pages = sign * self._pages(job)
         if job.swap is Swap.IN:
             self.reserved_pages += pages
-            return
-        self.reserved_pages += pages * job.swap.on_device
-        self.host_pages_used += pages * job.swap.on_host
-        self.jobs_out += sign * (not job.swap.on_device)
+        else:
+            self.reserved_pages += pages * job.swap.on_device
+            self.host_pages_used += pages * job.swap.on_host
+            self.jobs_out += sign * (not job.swap.on_device)
+        self._count_room()
+
+    def _count_room(self) -> None:
+        self.room = self.free_pages if self.device_jobs < self.info.max_jobs else -1
 
     def _pages(self, job: TrackedJob) -> int:
         return job.pages if self.info.role == "decode" else 0

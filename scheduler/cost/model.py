@@ -89,7 +89,10 @@ class CostModel:
         return worker
 
     def worker(self, worker_id: str) -> WorkerCost:
-        return self._workers.get(worker_id) or self.add(worker_id)
+        try:
+            return self._workers[worker_id]
+        except KeyError:
+            return self.add(worker_id)
 
     def forget(self, worker_id: str) -> None:
         """Drops the worker and its links; an unknown id changes nothing."""

@@ -78,8 +78,9 @@ class Placement(ABC):
             self._groups = {"prefill": Groups(), "decode": Groups()}
             self._full = {"prefill": Groups(), "decode": Groups()}
             self._roles = {}
-        while self._changed:
-            worker_id = self._changed.pop()
+        changed = tuple(self._changed)
+        self._changed.clear()  # `pop` would search the space of all that were ever in it for the few that are
+        for worker_id in changed:
             worker = workers.get(worker_id)
             known = self._roles.get(worker_id)
             if known is not None and (worker is None or worker.info.role != known):
@@ -96,11 +97,12 @@ class Placement(ABC):
         self._left(worker_id)
 
     def _sort_in(self, worker: Worker) -> None:
-        role = worker.info.role
-        key = self._prefill_key(worker) if role == "prefill" else self._decode_key(worker)
-        goes, stays_out = self._groups[role], self._full[role]
-        if worker.device_jobs >= worker.info.max_jobs:
+        info = worker.info
+        key = self._prefill_key(worker) if info.role == "prefill" else self._decode_key(worker)
+        goes, stays_out = self._groups[info.role], self._full[info.role]
+        full = worker.device_jobs >= info.max_jobs
+        if full:
             goes, stays_out = stays_out, goes
         stays_out.discard(worker.worker_id)
-        if goes is self._groups[role] or self.waits:
+        if not full or self.waits:
             goes.put(self._group(worker), key, worker)

@@ -23,7 +23,7 @@ best of the decode workers that hold the longest prefix of the prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from scheduler.cost import CostModel
@@ -41,11 +41,16 @@ BEST = 4
 _CLASSES_PER_OCTAVE = 2
 _TYPICAL_PROMPT = 1024
 _TYPICAL_BATCH = 16
+_TYPICAL: dict[Role, tuple[int, int]] = {  # what b and c of the cost model are multiplied by
+    "prefill": (_TYPICAL_PROMPT, _TYPICAL_PROMPT**2),
+    "decode": (_TYPICAL_BATCH * _TYPICAL_PROMPT, _TYPICAL_BATCH),
+}
+_REMEMBERED = 1 << 12  # speeds: a worker's changes only when its costs are fitted anew
 _RAW_BYTES = {"float32": 4}  # of a value of the residual; else 2
 
 
 class Side(NamedTuple):
-    """One worker as the job's prefill or decode worker. `wait`: until it could start; `gap`: None where there is room now, else the mean
+    """One worker as the job's prefill or decode worker. `wait`: until it could start; `gap`: 0 where there is room now, else the mean
     time between two places that come free in its class. `on_others`: seconds that the job costs them.
     """
 
@@ -54,8 +59,12 @@ class Side(NamedTuple):
     worker: Worker
     wait: float
     seconds: float
-    on_others: float = 0.0
-    gap: float | None = None
+    on_others: float
+    gap: float
+
+
+# What becomes a Side only when it is chosen: most are not, and plain tuples are made and read in a fraction of the time.
+_Side = tuple[float, str, Worker, float, float, float, float]
 
 
 class Choice(NamedTuple):
@@ -68,7 +77,7 @@ class Choice(NamedTuple):
 
     @property
     def gap(self) -> float:
-        return max(self.prefill.gap or 0.0, (self.decode.gap or 0.0) if self.decode is not None else 0.0)
+        return max(self.prefill.gap, self.decode.gap if self.decode is not None else 0.0)
 
     def pair(self) -> Pair:
         prefill, decode = self.prefill, self.decode
@@ -89,7 +98,7 @@ class PredictedCompletion(Placement):
         self._queues, self._patience = PrefillQueues(), Patience()
 
     def _pair(self, job: TrackedJob) -> Pair | None:
-        prefills = self._prefill_sides(job, self._near("prefill", job))
+        prefills = _least(self._prefills(job, self._near("prefill", job)))
         decodes = self._near_decodes(job) if job.needs_decode and prefills else []
         if not prefills or (job.needs_decode and not decodes):
             return None
@@ -100,26 +109,30 @@ class PredictedCompletion(Placement):
         self._patience.placed(self.now)
         return best.pair()
 
-    def _best(self, job: TrackedJob, prefills: list[Side], decodes: list[Side]) -> Choice:
+    def _best(self, job: TrackedJob, prefills: list[_Side], decodes: list[_Side]) -> Choice:
         """The pair of the least cost; of those that are as good the first by worker ids."""
         if not job.needs_decode:
-            prefill = min(prefills)
-            return Choice(prefill.total, prefill, None, 0.0)
+            only = Side(*min(prefills))
+            return Choice(only.total, only, None, 0.0)
         least, found, transfer_seconds = math.inf, (prefills[0], decodes[0], 0.0), self.cost.transfer_seconds
-        whole, slot_bytes = _payload(job, decodes[0].worker.info.layout)
+        whole, slot_bytes = _payload(job, decodes[0][2].info.layout)
         for decode in decodes:
-            size = whole - decode.worker.prefix_pages(job) * slot_bytes
-            wait, rest = decode.wait, decode.seconds + decode.on_others
+            _, decode_id, worker, wait, seconds, on_others, _ = decode
+            size, rest = whole - worker.prefix_pages(job) * slot_bytes, seconds + on_others
             for prefill in prefills:
-                ship = transfer_seconds(prefill.worker_id, decode.worker_id, size)
-                cost = max(prefill.wait, wait) + prefill.seconds + ship + rest
-                if cost < least:
-                    least, found = cost, (prefill, decode, ship)
-        return Choice(least, *found)
+                _, prefill_id, _, queue, seconds, _, _ = prefill
+                ready = (queue if queue > wait else wait) + seconds
+                if ready + rest < least:  # else it is too late whatever the transfer takes
+                    ship = transfer_seconds(prefill_id, decode_id, size)
+                    cost = ready + ship + rest
+                    if cost < least:
+                        least, found = cost, (prefill, decode, ship)
+        best_prefill, best_decode, ship = found
+        return Choice(least, Side(*best_prefill), Side(*best_decode), ship)
 
     # ---- waiting for a place
 
-    def _waits_for_better(self, job: TrackedJob, now: Choice, prefills: list[Side], decodes: list[Side]) -> bool:
+    def _waits_for_better(self, job: TrackedJob, now: Choice, prefills: list[_Side], decodes: list[_Side]) -> bool:
         waited = self.now - job.submitted_at
         gain = now.cost - waited
         full_prefills = self._full_prefills(job, gain)
@@ -129,71 +142,75 @@ class PredictedCompletion(Placement):
         later = self._best(job, _least(prefills + full_prefills), _least(decodes + full_decodes))
         return later.gap > 0 and self._patience.waits(now.cost, later.cost, later.gap, self.queued, waited)
 
-    def _full_prefills(self, job: TrackedJob, most_seconds: float) -> list[Side]:
+    def _full_prefills(self, job: TrackedJob, most_seconds: float) -> list[_Side]:
         """The first of each group that has no place, where the job would be through in less than that."""
-        found = []
-        for worker, count in self._full["prefill"].fronts(0, job.context_at("prefill")):
-            for side in self._prefill_sides(job, [worker]):
-                if side.total < most_seconds:
-                    found.append(side._replace(gap=side.seconds / count))
-        return found
+        fronts = self._full["prefill"].fronts(0, job.context_at("prefill"))
+        sides = self._prefills(job, [worker for worker, _ in fronts])
+        return [
+            (total, worker_id, worker, wait, seconds, 0.0, seconds / count)
+            for (total, worker_id, worker, wait, seconds, _, _), (_, count) in zip(sides, fronts, strict=True)
+            if total < most_seconds
+        ]
 
-    def _full_decodes(self, job: TrackedJob, most_seconds: float) -> list[Side]:
+    def _full_decodes(self, job: TrackedJob, most_seconds: float) -> list[_Side]:
         found, context_tokens = [], job.context_at("decode")
         for groups in (self._full["decode"], self._groups["decode"]):
             for worker, count in groups.fronts(job.pages, context_tokens):
                 wait = self._seconds_to_place(job, worker)
-                for side in self._decode_sides(job, [worker]) if wait < most_seconds else ():
-                    found.append(side._replace(total=side.total + wait, wait=wait, gap=wait / count))
-        return found
+                if wait < most_seconds:
+                    found.append((worker, wait, wait / count))
+        sides = self._decodes(job, [worker for worker, _, _ in found])
+        return [
+            (total + wait, worker_id, worker, wait, seconds, on_others, gap)
+            for (total, worker_id, worker, _, seconds, on_others, _), (_, wait, gap) in zip(sides, found, strict=True)
+        ]
 
     def _seconds_to_place(self, job: TrackedJob, worker: Worker) -> float:
         """Until as many of its jobs have ended that this one fits; `held` jobs that run through one life each end at held / life."""
-        held, step = len(worker.jobs), self._step(worker)
-        tokens = 2 * (worker.context_tokens - worker.prompt_tokens) / held
-        ending = max(1.0, (job.pages - worker.free_pages) * held / max(1, worker.reserved_pages))
+        held, context, reserved = len(worker.jobs), worker.context_tokens, worker.reserved_pages
+        step = self.cost.worker(worker.worker_id).step_seconds(context, held)
+        tokens = 2 * (context - worker.prompt_tokens) / held
+        missing = job.pages + reserved - worker.info.capacity_pages
+        ending = max(1.0, missing * held / (reserved or 1))
         return ending * tokens * step / held
 
     # ---- what a worker would need
 
-    def _prefill_sides(self, job: TrackedJob, workers: list[Worker]) -> list[Side]:
-        """The best of them, best first."""
-        tokens, now, found = job.prompt_tokens, self.now, []
+    def _prefills(self, job: TrackedJob, workers: list[Worker]) -> list[_Side]:
+        tokens, now, cost_of, free_at, found = job.prompt_tokens, self.now, self.cost.worker, self._queues.free_at, []
         for worker in workers:
             worker_id = worker.worker_id
-            seconds = self.cost.worker(worker_id).prefill_seconds(tokens)
-            wait = max(0.0, self._queues.free_at(worker_id) - now)
-            found.append((wait + seconds, worker_id, worker, wait, seconds))
-        return [Side(*side) for side in sorted(found)[:BEST]]
+            seconds = cost_of(worker_id).prefill_seconds(tokens)
+            wait = max(0.0, free_at(worker_id) - now)
+            found.append((wait + seconds, worker_id, worker, wait, seconds, 0.0, 0.0))
+        return found
 
-    def _decode_sides(self, job: TrackedJob, workers: list[Worker]) -> list[Side]:
+    def _decodes(self, job: TrackedJob, workers: list[Worker]) -> list[_Side]:
         steps, context, pages = max(0.0, job.forecast.quantile(0.5) - 1.0), job.context_tokens, job.pages
-        found = []
+        cost_of, found = self.cost.worker, []
         for worker in workers:
             worker_id, held = worker.worker_id, len(worker.jobs)
-            a, b, c = self.cost.worker(worker_id).decode.coefficients
+            a, b, c = cost_of(worker_id).decode.coefficients
             seconds = steps * (a + b * (worker.context_tokens + context) + c * (held + 1))
             slowed = steps * held * (b * context + c)
-            share = (worker.reserved_pages + pages) / max(1, worker.info.capacity_pages)
+            share = (worker.reserved_pages + pages) / (worker.info.capacity_pages or 1)
             on_others = slowed + (seconds + slowed) * share
-            found.append((seconds + on_others, worker_id, worker, 0.0, seconds, on_others))
-        return [Side(*side) for side in sorted(found)[:BEST]]
+            found.append((seconds + on_others, worker_id, worker, 0.0, seconds, on_others, 0.0))
+        return found
 
-    def _near_decodes(self, job: TrackedJob) -> list[Side]:
+    def _near_decodes(self, job: TrackedJob) -> list[_Side]:
         """The best of those near, and of those that hold most of the prompt already, however they are loaded."""
         near = self._near("decode", job)
         holders = self._workers.prefix_holders(job) if self._workers is not None else []
         others = [worker for worker in holders if worker not in near and worker.has_room_for(job)]
-        return self._decode_sides(job, near) + self._decode_sides(job, others)[:1]
+        best = _least(self._decodes(job, near))
+        return [*best, min(self._decodes(job, others))] if others else best
 
     # ---- the groups
 
     def _near(self, role: Role, job: TrackedJob) -> list[Worker]:
         groups = self._groups[role]
         return groups.best(job, NEAREST if groups.count <= BEST else 1, TRIES)
-
-    def _step(self, worker: Worker) -> float:
-        return self.cost.worker(worker.worker_id).step_seconds(worker.context_tokens, len(worker.jobs))
 
     def _prefill_key(self, worker: Worker) -> tuple[float, ...]:
         a, b, c = self.cost.worker(worker.worker_id).prefill.coefficients
@@ -211,16 +228,19 @@ class PredictedCompletion(Placement):
         self._queues.forget(worker_id)
 
     def _group(self, worker: Worker) -> tuple[int, ...]:
-        cost = self.cost.worker(worker.worker_id)
-        if worker.info.role == "prefill":
-            typical = cost.prefill_seconds(_TYPICAL_PROMPT)
-        else:
-            typical = cost.step_seconds(_TYPICAL_BATCH * _TYPICAL_PROMPT, _TYPICAL_BATCH)
-        speed = round(_CLASSES_PER_OCTAVE * math.log2(max(typical, 1e-9)))
-        return worker.info.max_context_tokens, worker.info.capacity_pages, speed
+        info, cost = worker.info, self.cost.worker(worker.worker_id)
+        fitted = cost.prefill if info.role == "prefill" else cost.decode
+        return info.max_context_tokens, info.capacity_pages, _speed(fitted.coefficients, info.role)
 
 
-def _least(sides: Iterable[Side]) -> list[Side]:
+@lru_cache(_REMEMBERED)
+def _speed(coefficients: tuple[float, ...], role: Role) -> int:
+    """The class of workers that take about as long for what is typical."""
+    (a, b, c), (tokens, count) = coefficients, _TYPICAL[role]
+    return round(_CLASSES_PER_OCTAVE * math.log2(max(a + b * tokens + c * count, 1e-9)))
+
+
+def _least(sides: list[_Side]) -> list[_Side]:
     """The best, best first; ties by worker id."""
     return sorted(sides)[:BEST]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import islice
 from operator import itemgetter
 
 from scheduler.jobs import TrackedJob
@@ -20,7 +21,7 @@ class Groups:
     def __init__(self) -> None:
         self._groups: dict[tuple[int, ...], list[Entry]] = {}
         self._by_room: list[tuple[int, str, Worker]] = []  # most free pages first
-        self._placed: dict[str, tuple[tuple[int, ...], Key, int]] = {}
+        self._placed: dict[str, tuple[tuple[int, ...], Key, int, Worker]] = {}
 
     def __len__(self) -> int:
         return len(self._placed)
@@ -32,22 +33,29 @@ class Groups:
 
     def put(self, group: tuple[int, ...], key: Key, worker: Worker) -> None:
         """Adds the worker, or moves it to where it belongs now."""
-        self.discard(worker.worker_id)
-        taken = -worker.free_pages
-        self._placed[worker.worker_id] = (group, key, taken)
-        insort(self._groups.setdefault(group, []), (key, worker.worker_id, worker))
-        insort(self._by_room, (taken, worker.worker_id, worker))
+        worker_id, taken = worker.worker_id, -worker.free_pages
+        placed = self._placed.get(worker_id)
+        if placed is not None and placed[2] == taken and placed[3] is worker:  # as always on prefill workers
+            self._leave_group(worker_id, placed[0], placed[1])
+        else:
+            self.discard(worker_id)
+            insort(self._by_room, (taken, worker_id, worker))
+        self._placed[worker_id] = (group, key, taken, worker)
+        insort(self._groups.setdefault(group, []), (key, worker_id, worker))
 
     def discard(self, worker_id: str) -> None:
         placed = self._placed.pop(worker_id, None)
         if placed is None:
             return
-        group, key, taken = placed
+        group, key, taken, _ = placed
+        self._leave_group(worker_id, group, key)
+        del self._by_room[bisect_left(self._by_room, (taken, worker_id))]
+
+    def _leave_group(self, worker_id: str, group: tuple[int, ...], key: Key) -> None:
         entries = self._groups[group]
         del entries[bisect_left(entries, (key, worker_id))]
         if not entries:
             del self._groups[group]
-        del self._by_room[bisect_left(self._by_room, (taken, worker_id))]
 
     def __iter__(self) -> Iterator[list[Entry]]:
         return iter(self._groups.values())
@@ -64,10 +72,11 @@ class Groups:
     def best(self, job: TrackedJob, most: int, tries: int) -> list[Worker]:
         """Up to `most` fitting workers of each group, among the first `tries` of its order; the roomiest where there is none of them."""
         found: list[Worker] = []
+        needs: tuple[int, int] | None = None
         for entries in self._groups.values():
-            count, (pages, context_tokens) = 0, entries[0][2].needs(job)
-            for _, _, worker in entries[:tries]:
-                if worker.has_room(pages, context_tokens):
+            needs, count = needs or entries[0][2].needs(job), 0
+            for _, _, worker in islice(entries, tries):
+                if worker.has_room(*needs):
                     found.append(worker)
                     count += 1
                     if count == most:
