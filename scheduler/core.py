@@ -257,9 +257,7 @@ class SchedulerCore:
             )
             self._life.end(job, failed(lacks), now)
         else:
-            self._life.watch(job)
-            self._life.settle(job)
-            self._life.pauses.decodes(job)
+            self._life.decodes(job)
 
     def _on_preempted(self, peer: bytes, message: Preempted, now: float) -> None:
         job, worker = self._job_at(peer, message), self.workers.get(message.worker_id)

@@ -147,6 +147,15 @@ class Lifecycle:
         )
         self._send(job.gateway, placed)
 
+    def decodes(self, job: TrackedJob) -> None:
+        """Its prompt has arrived: the prefill worker is done with it."""
+        worker = self._workers.get(job.decode_worker)
+        assert worker is not None, "a lost worker's jobs have ended"
+        worker.arrived(job.job_id)
+        self.watch(job)
+        self.settle(job)
+        self.pauses.decodes(job)
+
     def explain(self, asked: Explain) -> Explanations:
         """How these jobs were scheduled, with the state of those that are under way."""
         known = self.decisions.named(asked.job_id) if asked.job_id else self.decisions.newest(asked.newest)
@@ -232,6 +241,7 @@ class Lifecycle:
         tokens = job.stats.completion_tokens
         if tokens > 0:
             self._policy.observe(job, tokens, now)
+            self._placement.observe(tokens)
             self._experience.ended(job, tokens)
 
     def _count(self, job: TrackedJob, outcome: Outcome, stage: str, why: str) -> None:

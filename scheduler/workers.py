@@ -29,7 +29,8 @@ def _ignore(_: str) -> None:
 class Worker:
     """One worker. `prompt_tokens` to `reserved_pages` are sums over `jobs`; `changed` hears of every change of them.
 
-    `room` are the pages that one more job may have: the free ones, or -1 where all places are taken.
+    `room` are the pages that one more job may have: the free ones, or -1 where all places are taken. `inbound` are those of a decode
+    worker's jobs whose prompt has not arrived there yet.
     """
 
     info: WorkerInfo
@@ -37,6 +38,7 @@ class Worker:
     seen_at: float
     load: WorkerLoad = field(default_factory=WorkerLoad)
     jobs: dict[str, TrackedJob] = field(default_factory=dict)
+    inbound: set[str] = field(default_factory=set)
     changed: Callable[[str], None] = _ignore
     prompt_tokens: int = 0
     prompt_squares: int = 0
@@ -67,13 +69,20 @@ class Worker:
         """Takes a place for `job`, on a decode worker its pages too."""
         assert job.job_id not in self.jobs
         self.jobs[job.job_id] = job
+        if self.info.role == "decode":
+            self.inbound.add(job.job_id)
         self._count(job, 1)
 
     def drop(self, job_id: str) -> None:
         """Frees what `hold` took; a job that is not here changes nothing."""
         job = self.jobs.pop(job_id, None)
+        self.inbound.discard(job_id)
         if job is not None:
             self._count(job, -1)
+
+    def arrived(self, job_id: str) -> None:
+        """The job's prompt is here."""
+        self.inbound.discard(job_id)
 
     def has_context_for(self, job: TrackedJob) -> bool:
         """Whether the sequence fits the worker's context."""

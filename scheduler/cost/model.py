@@ -27,12 +27,17 @@ class FleetErrors:
 
 @dataclass
 class WorkerCost:
-    """One worker: `prefill` is of use on prefill workers, `decode` on decode workers; `transfer` is what leaves or enters it."""
+    """One worker: `prefill` is of use on prefill workers, `decode` on decode workers; `transfer` is what leaves or enters it.
+
+    `byte_seconds` is what a byte takes of its network port, as it was believed at first: measured transfers, of which prefill hides
+    all but the end, do not tell.
+    """
 
     prefill: FittedTime
     decode: FittedTime
     transfer: FittedTime
     host: FittedTime
+    byte_seconds: float
 
     @classmethod
     def of(cls, prior: WorkerPrior, fleet: FleetErrors | None = None) -> WorkerCost:
@@ -42,6 +47,7 @@ class WorkerCost:
             FittedTime(prior.decode, fleet_errors=errors.decode),
             FittedTime(prior.transfer, fleet_errors=errors.transfer),
             FittedTime(prior.host, fleet_errors=errors.host),
+            prior.transfer[1],
         )
 
     def prefill_seconds(self, tokens: int, cached_tokens: int = 0) -> float:

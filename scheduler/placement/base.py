@@ -55,6 +55,9 @@ class Placement(ABC):
         """Whether only the decode side was missing, when `choose` last found no pair."""
         return not self.waiting and self._groups["prefill"].roomiest(job) is not None
 
+    def observe(self, output_tokens: int) -> None:  # noqa: B027 - only some predict by it
+        """A job ended by itself with that many tokens."""
+
     @abstractmethod
     def _pair(self, job: TrackedJob) -> Pair | None: ...
 

@@ -6,11 +6,14 @@ queue     until the worker has computed the prompts that it holds (`PrefillQueue
 transfer  the prompt's pages that the decode worker does not hold already, and the residual
 decode    n - 1 steps of the batch with the job in it, each over the batch's mean context
 
-The pair is chosen by completion plus what the job costs the others: what it adds to each step of the jobs beside it, and its time times
-the share of the pool's pages that would then be reserved. After the routing idea of arXiv 2504.15303 (compute and memory are separate
+The pair is chosen by completion plus what the job costs the others: what it adds to each step of the jobs beside it, its time times
+the share of the pool's pages that would then be reserved, and the time that its bytes take of both workers' ports times the jobs whose
+bytes go through them too. After the routing idea of arXiv 2504.15303 (compute and memory are separate
 capacities; route by predicted length on workers of unlike speed), whose formulas were not to be found: the terms are ours. That a
 job is charged for slowing the others down keeps fast workers from filling up until they are as slow as the slow ones; the share of pages
-steers towards memory when steps are alike.
+steers towards memory when steps are alike. What a port takes is known from the NICs as the workers state them: samples show only what
+prefill does not hide of a transfer, which is next to nothing until a port is overloaded, and then its prefill workers' places fill up
+with prompts that wait for it.
 
 A job may also wait for a place on a faster worker (`Patience`): a full decode worker is predicted to give up places at the rate
 at which its jobs, halfway through their lives in the mean, end; a full prefill worker, in the order of its queue.
@@ -32,6 +35,7 @@ from scheduler.pages import num_pages
 from scheduler.placement.base import Pair, Placement
 from scheduler.placement.patience import Patience
 from scheduler.placement.prefill_queue import PrefillQueues
+from scheduler.recent import RecentLengths
 from scheduler.workers import Worker
 from transport.messages import KVLayout, Role
 
@@ -68,12 +72,15 @@ _Side = tuple[float, str, Worker, float, float, float, float]
 
 
 class Choice(NamedTuple):
-    """`cost` is completion with what the job costs others; a `gap` above 0 means that it would have to wait."""
+    """`cost` is completion with what the job costs others, `on_ports` of it those whose bytes go through the same ports; a `gap` above 0
+    means that it would have to wait.
+    """
 
     cost: float
     prefill: Side
     decode: Side | None
-    ship: float
+    ship: float = 0.0
+    on_ports: float = 0.0
 
     @property
     def gap(self) -> float:
@@ -85,7 +92,8 @@ class Choice(NamedTuple):
         if decode is None:
             return Pair(prefill.worker, None, prefill.wait + prefill.seconds, why)
         seconds = prefill.wait + prefill.seconds + self.ship + decode.seconds
-        why += f", transfer {self.ship:.3f} s, decode {decode.seconds:.3f} s; costs others {decode.on_others:.3f} s"
+        why += f", transfer {self.ship:.3f} s, decode {decode.seconds:.3f} s"
+        why += f"; costs others {decode.on_others + self.on_ports:.3f} s"
         return Pair(prefill.worker, decode.worker, seconds, why)
 
 
@@ -95,7 +103,10 @@ class PredictedCompletion(Placement):
 
     def __init__(self, cost: CostModel | None = None) -> None:
         super().__init__(cost)
-        self._queues, self._patience = PrefillQueues(), Patience()
+        self._queues, self._patience, self._recent = PrefillQueues(), Patience(), RecentLengths()
+
+    def observe(self, output_tokens: int) -> None:
+        self._recent.add(output_tokens)
 
     def _pair(self, job: TrackedJob) -> Pair | None:
         prefills = _least(self._prefills(job, self._near("prefill", job)))
@@ -113,22 +124,26 @@ class PredictedCompletion(Placement):
         """The pair of the least cost; of those that are as good the first by worker ids."""
         if not job.needs_decode:
             only = Side(*min(prefills))
-            return Choice(only.total, only, None, 0.0)
-        least, found, transfer_seconds = math.inf, (prefills[0], decodes[0], 0.0), self.cost.transfer_seconds
+            return Choice(only.total, only, None)
+        least, found, transfer_seconds = math.inf, (prefills[0], decodes[0], 0.0, 0.0), self.cost.transfer_seconds
+        cost_of = self.cost.worker
+        ways_out = [(side, cost_of(side[1]).byte_seconds, len(side[2].jobs)) for side in prefills]
         whole, slot_bytes = _payload(job, decodes[0][2].info.layout)
         for decode in decodes:
             _, decode_id, worker, wait, seconds, on_others, _ = decode
             size, rest = whole - worker.prefix_pages(job) * slot_bytes, seconds + on_others
-            for prefill in prefills:
+            way_in, inbound = cost_of(decode_id).byte_seconds, len(worker.inbound)
+            for prefill, way_out, outbound in ways_out:
                 _, prefill_id, _, queue, seconds, _, _ = prefill
                 ready = (queue if queue > wait else wait) + seconds
                 if ready + rest < least:  # else it is too late whatever the transfer takes
                     ship = transfer_seconds(prefill_id, decode_id, size)
-                    cost = ready + ship + rest
+                    on_ports = size * (way_out if way_out > way_in else way_in) * (outbound + inbound)
+                    cost = ready + ship + rest + on_ports
                     if cost < least:
-                        least, found = cost, (prefill, decode, ship)
-        best_prefill, best_decode, ship = found
-        return Choice(least, Side(*best_prefill), Side(*best_decode), ship)
+                        least, found = cost, (prefill, decode, ship, on_ports)
+        best_prefill, best_decode, ship, on_ports = found
+        return Choice(least, Side(*best_prefill), Side(*best_decode), ship, on_ports)
 
     # ---- waiting for a place
 
@@ -186,7 +201,7 @@ class PredictedCompletion(Placement):
         return found
 
     def _decodes(self, job: TrackedJob, workers: list[Worker]) -> list[_Side]:
-        steps, context, pages = max(0.0, job.forecast.quantile(0.5) - 1.0), job.context_tokens, job.pages
+        steps, context, pages = self._steps(job), job.context_tokens, job.pages
         cost_of, found = self.cost.worker, []
         for worker in workers:
             worker_id, held = worker.worker_id, len(worker.jobs)
@@ -197,6 +212,13 @@ class PredictedCompletion(Placement):
             on_others = slowed + (seconds + slowed) * share
             found.append((seconds + on_others, worker_id, worker, 0.0, seconds, on_others, 0.0))
         return found
+
+    def _steps(self, job: TrackedJob) -> float:
+        """Of decoding, to be expected; where nothing less than its limit is predicted, by the jobs that ended lately."""
+        forecast, limit = job.forecast, job.forecast.max_tokens
+        if forecast.tokens[0] == limit:
+            forecast = self._recent.forecast(limit)
+        return max(0.0, forecast.quantile(0.5) - 1.0)
 
     def _near_decodes(self, job: TrackedJob) -> list[_Side]:
         """The best of those near, and of those that hold most of the prompt already, however they are loaded."""

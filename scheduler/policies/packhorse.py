@@ -30,8 +30,8 @@ from scheduler.policies.estimate import context_tokens, place_seconds, prefill_s
 from scheduler.policies.overdue import SHARE, Overdue
 from scheduler.policies.queue import Rank
 from scheduler.policies.ranked import RankedPolicy
-from scheduler.policies.recent import RecentLengths
 from scheduler.policies.trust import Trust
+from scheduler.recent import RecentLengths
 
 KEEP = 0.3
 MAX_WAIT_SECONDS = 60.0

@@ -50,8 +50,8 @@ class ModelSize:
 class SimWorkerSpec:
     """One worker. `cost.prefill` counts on prefill workers, `cost.decode` on decode workers; of `cost.transfer` only the latency.
 
-    `kv_memory_bytes` holds a decode worker's pages and residual buffers, `host_memory_bytes` the pages of preempted jobs. `device` and
-    `nic_gbps` are what the worker registers with, where it names its device.
+    `kv_memory_bytes` holds a decode worker's pages and residual buffers, `host_memory_bytes` the pages of preempted jobs. Streams get
+    `network_bytes_per_second`; `nic_gbps` is what the worker says of its network when it registers, beside `device` where it names that.
     """
 
     worker_id: str
@@ -97,5 +97,5 @@ class SimCluster:
 
     def unnamed(self) -> SimCluster:
         """The cluster whose workers do not say what their devices are."""
-        workers = (replace(worker, device="", nic_gbps=None) for worker in self.workers)
+        workers = (replace(worker, device="") for worker in self.workers)
         return replace(self, workers=tuple(workers))

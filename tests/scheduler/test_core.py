@@ -62,6 +62,20 @@ def test_the_whole_way(bench: Bench) -> None:
     assert bench.core.totals == {"done": 1}
 
 
+def test_a_prompt_is_inbound_until_it_has_arrived(bench: Bench) -> None:
+    decode = bench.core.workers.get("d1")
+    assert decode is not None
+    for job_id in ("job-1", "job-2"):
+        bench.submit(make_job(job_id))
+    bench.reserved()
+    assert decode.inbound == {"job-1", "job-2"}
+    bench.prefilled()
+    assert decode.inbound == {"job-2"}
+    bench.failed("d1", LinkClosedError("gone"), "job-2")
+    assert not decode.inbound
+    assert bench.core.workers.get("p1").inbound == set()  # type: ignore[union-attr]
+
+
 def test_max_tokens_1_needs_no_decode_worker() -> None:
     bench = Bench(prefill_info("p1"))
     bench.submit(make_job(max_tokens=1))

@@ -119,7 +119,7 @@ def test_round_robin_goes_round_and_skips_the_full() -> None:
 
 def test_least_outstanding_counts_jobs_and_not_tokens() -> None:
     workers = registry(prefill_info("p0"), prefill_info("p1"), decode_info("d0"))
-    workers.get("p0").hold(tracked("long", prompt_tokens=900))  # type: ignore[union-attr]
+    workers.get("p0").hold(tracked("long", prompt_tokens=400))  # type: ignore[union-attr]
     for name in "ab":
         workers.get("p1").hold(tracked(name, prompt_tokens=1))  # type: ignore[union-attr]
     pair = LeastOutstanding().choose(tracked("new"), workers)
@@ -193,6 +193,76 @@ def test_what_a_job_costs_the_others_counts() -> None:
     assert pair.decode is workers.get("d1")
 
 
+def ports() -> tuple[Workers, CostModel]:
+    """One prefill worker, and two decode workers of which the one with longer steps has the faster port."""
+    cost = CostModel()
+    workers = registry(
+        prefill_info("p0", max_jobs=8), *(decode_info(f"d{i}", max_jobs=8, capacity_pages=1000) for i in range(2))
+    )
+    for worker_id, step, byte_seconds in (("p0", 0.0, 1e-6), ("d0", 0.020, 1e-5), ("d1", 0.021, 1e-6)):
+        cost.add(worker_id, WorkerPrior((0.01, 1e-4, 0.0), (step, 0.0, 0.0), (1e-3, byte_seconds)))
+    for worker_id in ("d0", "d1"):
+        for _ in range(200):
+            cost.observe_transfer("p0", worker_id, 100_000, 1e-3)  # prefill hides the transfers to either
+    return workers, cost
+
+
+def test_a_slow_port_is_spared_while_others_need_it() -> None:
+    workers, cost = ports()
+    job = believed("new", 100, prompt_tokens=400)
+    placement = PredictedCompletion(cost)
+    pair = placement.choose(job, workers)
+    assert pair is not None
+    assert pair.decode is workers.get("d0"), "it is through before anyone comes"
+    assert "costs others 0.0" in pair.why
+    prefill = workers.get("p0")
+    assert prefill is not None
+    for i in range(3):
+        prefill.hold(believed(f"h{i}", 100, prompt_tokens=1))
+    pair = placement.choose(job, workers)
+    assert pair is not None
+    assert pair.decode is workers.get("d1"), "the three that are behind would wait for its bytes"
+
+
+def test_a_port_is_free_of_what_has_arrived() -> None:
+    workers, cost = ports()
+    d0 = workers.get("d0")
+    assert d0 is not None
+    placement, new = PredictedCompletion(cost), believed("new", 100, prompt_tokens=400)
+    for i in range(3):
+        d0.hold(believed(f"h{i}", 100))
+    pair = placement.choose(new, workers)
+    assert pair is not None
+    assert pair.decode is workers.get("d1")
+    for i in range(3):
+        d0.arrived(f"h{i}")
+    pair = placement.choose(new, workers)
+    assert pair is not None
+    assert pair.decode is d0
+
+
+def test_where_nothing_is_predicted_jobs_count_as_those_that_ended_lately() -> None:
+    """With long decoding the shorter steps decide, with short decoding the prefill worker's link."""
+    prior = WorkerPrior((0.01, 1e-4, 0.0), (0.020, 0.0, 1e-3), (1e-3, 0.0))
+    cost, workers = CostModel(), registry(prefill_info("p0"), decode_info("d0"), decode_info("d1"))
+    cost.add("p0", prior)
+    cost.add("d0", prior)
+    cost.add("d1", WorkerPrior(prior.prefill, (0.025, 0.0, 1e-3), prior.transfer))
+    job = tracked("new", max_tokens=500)
+    for _ in range(20):
+        cost.observe_transfer("p0", "d0", payload_bytes(job, workers.get("d0")), 0.3)  # type: ignore[arg-type]
+        cost.observe_transfer("p0", "d1", payload_bytes(job, workers.get("d1")), 0.001)  # type: ignore[arg-type]
+    placement = PredictedCompletion(cost)
+    pair = placement.choose(job, workers)
+    assert pair is not None
+    assert pair.decode is workers.get("d0")
+    for _ in range(32):
+        placement.observe(10)
+    pair = placement.choose(job, workers)
+    assert pair is not None
+    assert pair.decode is workers.get("d1")
+
+
 @pytest.mark.parametrize("field", ["policy", "placement"])
 def test_unknown_names_are_refused_with_those_that_are_known(field: str) -> None:
     with pytest.raises(ConfigError, match=rf"{field}='nope': known are .*(fcfs|least-loaded)"):
@@ -212,6 +282,7 @@ def test_pages_that_a_decode_worker_holds_are_not_charged() -> None:
     assert holder is not None
     for i in range(3):
         holder.hold(believed(f"h{i}", 20))
+        holder.arrived(f"h{i}")
     whole = payload_bytes(job, holder)
     pair = PredictedCompletion(cost).choose(job, workers)
     assert pair is not None

@@ -22,7 +22,9 @@ def unlike(kv_format: str) -> SimCluster:
             slow = WorkerPrior(
                 *(tuple(3 * value for value in terms) for terms in (cost.prefill, cost.decode)), cost.transfer
             )  # type: ignore[arg-type]
-            worker = replace(worker, cost=slow, network_bytes_per_second=worker.network_bytes_per_second / 5)
+            assert worker.nic_gbps is not None
+            network = worker.network_bytes_per_second / 5
+            worker = replace(worker, cost=slow, network_bytes_per_second=network, nic_gbps=worker.nic_gbps / 5)
         workers.append(worker)
     return SimCluster("unlike", cluster.model, tuple(workers))
 

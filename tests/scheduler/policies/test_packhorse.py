@@ -8,8 +8,8 @@ import pytest
 
 from scheduler.policies import Room
 from scheduler.policies.packhorse import Packhorse
-from scheduler.policies.recent import REFRESH_EVERY, RecentLengths
 from scheduler.policies.trust import LEAST_JOBS, WINDOW, Trust
+from scheduler.recent import REFRESH_EVERY, RecentLengths
 from tests.scheduler.policies.making import UnitCost, make
 
 ONE = Room(pages=100, max_jobs=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,11 +81,11 @@ def test_workers_that_name_their_device_are_believed_to_cost_what_they_cost() ->
     assert believed.prefill.coefficients == run.workers["prefill-1"].spec.cost.prefill
 
 
-def test_workers_that_name_no_device_start_from_the_defaults() -> None:
+def test_workers_that_name_no_device_start_from_the_defaults_but_for_their_network() -> None:
     for worker in on(a100_cluster("k4v2"), named=False).workers.values():
-        assert (worker.info.device, worker.info.nic_gbps) == ("", None)
+        assert worker.info.device == ""
         prior, basis = registered_prior(worker.info)
-        assert prior == DEFAULT_PRIOR
+        assert prior == replace(DEFAULT_PRIOR, transfer=worker.spec.cost.transfer)
         assert "the defaults" in basis
 
 
