@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from packhorse.config import SchedulerConfig
@@ -99,7 +100,7 @@ class Lifecycle:
             pair = self._placement.choose(job, self._workers, now, len(self._policy))
             if pair is None:
                 if job.needs_decode and self._placement.has_prefill_for(job):
-                    self.preemption.make_room(job, now)
+                    self.preemption.make_room(job, self._startable(now), now)
                 return
             self._place(job, pair, now)
 
@@ -119,6 +120,11 @@ class Lifecycle:
             self.watch(job)
             reserve = Reserve(job=job.job, pages=job.pages, prefill_worker=job.prefill_worker, replay=job.replay)
             self._send(pair.decode.peer, reserve)
+
+    def _startable(self, now: float) -> Iterator[TrackedJob]:
+        """The queue in its order, as far as prefill workers have places."""
+        places = sum(worker.info.max_jobs - worker.device_jobs for worker in self._workers.of_role("prefill"))
+        return islice(self._policy.upcoming(now), places)
 
     def _startable_head(self, now: float) -> TrackedJob | None:
         """The head of the queue, if it needs a decode worker and some prefill worker would take it."""

@@ -2,7 +2,8 @@
 
 Acts only where the policy preempts. A job is first asked to leave, counts on the device until the worker says that it is out, and counts
 there again from the moment it is called back; one whose pages are dropped leaves for the queue (scheduler/eviction.py decides). A
-worker has one round of leaving under way at a time, and no job has rounds on two workers, so that no more jobs are stopped than needed.
+worker has one round of leaving under way at a time. Rounds for the queue are counted against its order: with n of them under way the
+first n jobs are seen to, whichever of them gets which room, and the next one is looked at; so no more jobs are stopped than needed.
 Knows nothing of messages: `stop` and `call_back` send them.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from scheduler.eviction import Eviction, choose_eviction, drop_seconds, swap_seconds
 from scheduler.experience import Experience
@@ -18,14 +20,15 @@ from scheduler.policies import Policy, Room, RunPlan
 from scheduler.workers import Worker, Workers
 
 EXAMINED = 4  # workers that are looked at for one blocked job, in turn
-LOOK_SECONDS = 0.05  # between two looks for the same job
+AHEAD = 64  # jobs of the queue that room is made for at a time, at most
+LOOK_SECONDS = 0.05  # between two looks while the same job is at the head
 
 
 @dataclass(frozen=True)
 class Round:
-    """Jobs on their way out of one worker, for that another job fits there."""
+    """Jobs on their way out of one worker, for that a job of the queue, or one that is out, fits there."""
 
-    beneficiary: str
+    for_queue: bool
     leaving: set[str]
 
 
@@ -94,20 +97,27 @@ class Preemption:
             )
             self._stop(worker, job, way)
 
-    def make_room(self, head: TrackedJob, now: float) -> None:
-        """`head` fits no decode worker. Stops jobs of one where the policy would rather run it."""
+    def make_room(self, head: TrackedJob, upcoming: Iterable[TrackedJob], now: float) -> None:
+        """`head` fits no decode worker. Stops jobs for it and for those behind it, each on a worker of its own, as long as the policy would
+        rather run them. `upcoming` is the queue in its order, `head` first.
+        """
         looked_for, at = self._looked
         if not self._policy.preempts or (looked_for == head.job_id and now - at < LOOK_SECONDS):
             return
-        if any(under_way.beneficiary == head.job_id for under_way in self._rounds.values()):
-            return
         self._looked = (head.job_id, now)
-        workers = self._workers.of_role("decode")
-        for i in range(min(EXAMINED, len(workers))):
-            worker = workers[(self._cursor + i) % len(workers)]
-            if self._may_ask(worker) and worker.has_context_for(head) and self._give_way(worker, head, now):
+        coming = sum(under_way.for_queue for under_way in self._rounds.values())
+        for job in islice((job for job in upcoming if job.needs_decode), coming, AHEAD):
+            if not self._make_room_for(job, now):
                 return
+
+    def _make_room_for(self, job: TrackedJob, now: float) -> bool:
+        askable = [worker for worker in self._workers.of_role("decode") if worker.worker_id not in self._rounds]
+        for i in range(min(EXAMINED, len(askable))):
+            worker = askable[(self._cursor + i) % len(askable)]
+            if worker.has_context_for(job) and self._give_way(worker, job, now):
+                return True
         self._cursor += EXAMINED
+        return False
 
     def bring_back(self, head: TrackedJob | None, now: float) -> None:
         """Calls jobs back where the policy would run them, and stops others for them; before `head`, the next of the queue, only
@@ -134,10 +144,6 @@ class Preemption:
                 self._stop_until(worker, job, plan, now)
         if not self._out[worker.worker_id]:
             del self._out[worker.worker_id]
-
-    def _may_ask(self, worker: Worker) -> bool:
-        """Whether jobs of the worker may be asked to leave."""
-        return worker.worker_id not in self._rounds
 
     def _give_way(self, worker: Worker, head: TrackedJob, now: float) -> bool:
         plan = self._plan(worker, [head], now)
@@ -167,7 +173,7 @@ class Preemption:
                 host_pages -= 0 if eviction.drop else victim.pages
         if not victims or pages > 0 or places > 0:
             return False
-        self._rounds[worker.worker_id] = Round(job.job_id, {victim.job_id for victim, _ in victims})
+        self._rounds[worker.worker_id] = Round(job.state is JobState.QUEUED, {victim.job_id for victim, _ in victims})
         for victim, eviction in victims:
             worker.move(victim, Swap.DROPPING if eviction.drop else Swap.LEAVING)
             victim.preemptions += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -90,6 +90,13 @@ class Policy(ABC):
     @abstractmethod
     def queued(self) -> Iterable[TrackedJob]:
         """All jobs in the queue, in order of arrival."""
+
+    @abstractmethod
+    def upcoming(self, now: float) -> Iterator[TrackedJob]:
+        """The queued jobs from `head` on, in the order in which they would be placed if none came and time stood still.
+
+        Of more than the head it is an estimate where a policy's next choice depends on what was placed. Taking the first few is cheap.
+        """
 
     @abstractmethod
     def ahead(self, job: TrackedJob, now: float) -> Iterable[TrackedJob]:

@@ -12,7 +12,7 @@ and plans grow old after REVIEW_SECONDS. The paper swaps by ENST, the time until
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scheduler.jobs import TrackedJob
@@ -80,6 +80,9 @@ class FastServe(Policy):
 
     def queued(self) -> Iterable[TrackedJob]:
         return self._queue
+
+    def upcoming(self, now: float) -> Iterator[TrackedJob]:
+        return self._queue.in_order(now)
 
     def ahead(self, job: TrackedJob, now: float) -> Iterable[TrackedJob]:
         return self._queue.ahead(self._queue_rank(job), now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from scheduler.jobs import TrackedJob
 from scheduler.policies.base import JobCost, Policy, Room, RunPlan, fill
@@ -32,6 +32,9 @@ class Fcfs(Policy):
 
     def queued(self) -> Iterable[TrackedJob]:
         return self._jobs.values()
+
+    def upcoming(self, now: float) -> Iterator[TrackedJob]:
+        return iter(self._jobs.values())
 
     def ahead(self, job: TrackedJob, now: float) -> Iterable[TrackedJob]:
         return self._jobs.values()

@@ -23,6 +23,8 @@ KEEP, MAX_WAIT_SECONDS (half of the default deadline in the queue), Overdue's sh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from scheduler.forecast import Forecast
 from scheduler.jobs import TrackedJob
 from scheduler.policies.base import JobCost, Room
@@ -100,6 +102,13 @@ class Packhorse(RankedPolicy):
         oldest = self._queue.overdue(now) if self.overdue.turn else None
         self._turn = oldest.job_id if oldest is not None else ""
         return oldest or self._queue.best()
+
+    def upcoming(self, now: float) -> Iterator[TrackedJob]:
+        """By rank behind the head: whose turn comes after it depends on what is placed until then."""
+        head = self.head(now)
+        if head is not None:
+            yield head
+            yield from (job for job in self._queue.by_rank() if job is not head)
 
     def remove(self, job_id: str) -> None:
         if job_id in self._queue:

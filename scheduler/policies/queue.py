@@ -67,6 +67,26 @@ class RankQueue:
         """All jobs, in order of arrival."""
         return (job for _, job in self._jobs.values())
 
+    def in_order(self, now: float) -> Iterator[TrackedJob]:
+        """All jobs as `head` would name them, one after the other, if nothing came and time stood still."""
+        overdue = set()
+        for job in self:
+            if now - job.submitted_at < self.max_wait_seconds:
+                break
+            overdue.add(job.job_id)
+            yield job
+        yield from (job for job in self.by_rank() if job.job_id not in overdue)
+
+    def by_rank(self) -> Iterator[TrackedJob]:
+        """All jobs, the smallest rank first; each takes O(log n) when it is taken. The queue must not change meanwhile."""
+        frontier = [(self._heap[0], 0)] if self._heap else []  # of the heap, seen as a tree: the rest is behind it
+        while frontier:
+            entry, place = heapq.heappop(frontier)
+            if self._is_valid(entry):
+                yield self._jobs[entry[2]][1]
+            for child in range(2 * place + 1, min(2 * place + 3, len(self._heap))):
+                heapq.heappush(frontier, (self._heap[child], child))
+
     def ahead(self, rank: Rank, now: float) -> Iterator[TrackedJob]:
         """Those that go before a job of that rank which came now."""
         for rank_of, count, job_id in self._heap:

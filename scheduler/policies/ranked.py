@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from scheduler.jobs import TrackedJob
@@ -58,6 +58,9 @@ class RankedPolicy(Policy):
 
     def queued(self) -> Iterable[TrackedJob]:
         return self._queue
+
+    def upcoming(self, now: float) -> Iterator[TrackedJob]:
+        return self._queue.in_order(now)
 
     def ahead(self, job: TrackedJob, now: float) -> Iterable[TrackedJob]:
         return self._queue.ahead(self.queue_rank(job), now)

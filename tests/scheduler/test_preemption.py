@@ -130,6 +130,62 @@ def test_every_worker_has_its_own_round_and_every_job_one() -> None:
     assert sorted(message.job.job_id for message in b.take(Reserve)) == ["short", "shorter"]
 
 
+def busy_workers(count: int, prefill_jobs: int = 4) -> Bench:
+    """d1, d2, ... of one place each, which a long job has."""
+    b = Bench(prefill_info("p1", max_jobs=prefill_jobs), policy="srpt-oracle")
+    for i in range(count):
+        name = f"d{i + 1}"
+        b.register(decode_info(name, capacity_pages=6, max_jobs=1, host_pages=20))
+        b.submit(make_job(f"long-{i}", max_tokens=380 + i))
+        b.reserved(name, job_id=f"long-{i}")
+        b.prefilled(job_id=f"long-{i}")
+    assert sorted(b.core.jobs[job_id].decode_worker for job_id in b.core.jobs) == [f"d{i + 1}" for i in range(count)]
+    b.sent.clear()
+    return b
+
+
+def look_again(b: Bench) -> None:
+    b.now += 1
+    b.sent += b.core.tick(b.now)
+
+
+def test_room_is_made_for_those_behind_the_head_too() -> None:
+    b = busy_workers(3)
+    for job_id, tokens in (("first", 70), ("second", 80)):
+        b.submit(make_job(job_id, max_tokens=tokens))
+    look_again(b)
+    asked = [peer for peer, message in b.sent if isinstance(message, Preempt)]
+    assert len(asked) == len(set(asked)) == 2, "two jobs, two workers of three"
+    look_again(b)
+    assert len(b.take(Preempt)) == 2
+    for peer in asked:
+        (running,) = b.core.workers.get(peer.decode()).jobs  # type: ignore[union-attr]
+        b.hear(peer, Preempted(job_id=running, worker_id=peer.decode(), number=1))
+        b.now += 0.01
+    assert [message.job.job_id for message in b.take(Reserve)] == ["first", "second"]
+
+
+def test_the_first_room_is_the_heads_whomever_it_was_made_for() -> None:
+    """The newcomer goes before the job that room is being made for, which gets the next room: two in all."""
+    b = busy_workers(3)
+    b.submit(make_job("waits", max_tokens=80))
+    b.submit(make_job("newcomer", max_tokens=70))
+    look_again(b)
+    assert len(b.take(Preempt)) == 2
+    is_out(b, "long-0")
+    assert [message.job.job_id for message in b.take(Reserve)] == ["newcomer"]
+    look_again(b)
+    assert b.take(Preempt) == [], "the other round is for the job that waits"
+
+
+def test_no_room_is_made_for_whom_no_prefill_worker_could_start() -> None:
+    b = busy_workers(3, prefill_jobs=1)
+    for job_id, tokens in (("first", 70), ("second", 80)):
+        b.submit(make_job(job_id, max_tokens=tokens))
+        look_again(b)
+    assert len(b.take(Preempt)) == 1
+
+
 def test_pages_count_on_both_sides_while_they_move() -> None:
     b = bench()
     decoding(b, "long", 380)

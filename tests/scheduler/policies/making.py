@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scheduler.forecast import LEVELS, Forecast
 from scheduler.jobs import TrackedJob
+from scheduler.policies import Policy
 from tests.scheduler.fakes import tracked
 
 
@@ -42,3 +43,12 @@ def make(
 
 def ids(jobs: tuple[TrackedJob, ...]) -> str:
     return "".join(job.job_id for job in jobs)
+
+
+def placed_next(policy: Policy, now: float) -> list[str]:
+    """All that is queued, as it is placed at that time, one after the other."""
+    taken = []
+    while (head := policy.head(now)) is not None:
+        policy.remove(head.job_id)
+        taken.append(head.job_id)
+    return taken

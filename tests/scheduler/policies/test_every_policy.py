@@ -9,7 +9,7 @@ import pytest
 
 from scheduler.forecast import LEVELS, Forecast
 from scheduler.policies import POLICIES, Room
-from tests.scheduler.policies.making import UnitCost, make
+from tests.scheduler.policies.making import UnitCost, make, placed_next
 
 NAMES = sorted(POLICIES)
 
@@ -101,3 +101,19 @@ def test_a_long_job_is_served_while_short_ones_keep_coming(name: str) -> None:
             assert now <= getattr(policy, "max_wait_seconds", 0.0) + 1
             return
     pytest.fail("the long job starved")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_upcoming_are_those_that_are_placed_next(name: str) -> None:
+    draw = random.Random(7)
+    for wait in (1.0, 1e6):  # after which nobody or everybody is overdue, where the policy knows of that
+        policy = POLICIES[name](UnitCost())
+        for i in range(40):
+            policy.add(make(f"j{i}", draw.randint(1, 500), at=i / 100, prompt_tokens=draw.randint(1, 900)), i / 100)
+        for i in range(0, 40, 3):
+            policy.remove(f"j{i}")
+        told = [job.job_id for job in policy.upcoming(wait)]
+        assert sorted(told) == sorted(job.job_id for job in policy.queued())
+        if name != "packhorse" or wait == 1.0:  # whose overdue take turns, by what was placed before
+            assert told == placed_next(policy, wait)
+            assert list(policy.upcoming(wait)) == []

@@ -6,10 +6,9 @@ import pytest
 
 from scheduler.jobs import TrackedJob
 from scheduler.policies import POLICIES
-from scheduler.policies.base import Policy
 from scheduler.policies.estimate import prefill_seconds, remaining_seconds, replay_seconds
 from scheduler.policies.packhorse import Packhorse
-from tests.scheduler.policies.making import UnitCost, make
+from tests.scheduler.policies.making import UnitCost, make, placed_next
 
 COST = UnitCost()  # 1 ms per token of a prompt, 0.1 s per step
 
@@ -46,21 +45,9 @@ def test_the_steps_of_a_replay_cost_what_their_own_context_costs() -> None:
 def test_a_dropped_job_goes_behind_one_that_is_sooner_done(name: str) -> None:
     """Of 100 tokens 60 are to be computed again: it is as long as it ever was, however few are still to come."""
     policy = POLICIES[name](COST)
-    queue(policy, dropped("d", 100, generated=60), make("between", 70), make("longer", 110))
-    assert order(policy) == ["between", "d", "longer"]
-
-
-def queue(policy: Policy, *jobs: TrackedJob) -> None:
-    for job in jobs:
+    for job in (dropped("d", 100, generated=60), make("between", 70), make("longer", 110)):
         policy.add(job, 0.0)
-
-
-def order(policy: Policy) -> list[str]:
-    taken = []
-    while (head := policy.head(0.0)) is not None:
-        policy.remove(head.job_id)
-        taken.append(head.job_id)
-    return taken
+    assert placed_next(policy, 0.0) == ["between", "d", "longer"]
 
 
 def test_a_plan_sees_how_far_a_replay_is() -> None:
