@@ -183,20 +183,20 @@ class PredictedCompletion(Placement):
     def _seconds_to_place(self, job: TrackedJob, worker: Worker) -> float:
         """Until as many of its jobs have ended that this one fits; `held` jobs that run through one life each end at held / life."""
         held, context, reserved = len(worker.jobs), worker.context_tokens, worker.reserved_pages
-        step = self.cost.worker(worker.worker_id).step_seconds(context, held)
-        tokens = 2 * (context - worker.prompt_tokens) / held
-        missing = job.pages + reserved - worker.info.capacity_pages
-        ending = max(1.0, missing * held / (reserved or 1))
-        return ending * tokens * step / held
+        a, b, c = self.cost.worker(worker.worker_id).decode.coefficients
+        step, tokens = a + b * context + c * held, 2 * (context - worker.prompt_tokens) / held
+        ending = (job.pages + reserved - worker.info.capacity_pages) * held / (reserved or 1)
+        return max(1.0, ending) * tokens * step / held
 
     # ---- what a worker would need
 
     def _prefills(self, job: TrackedJob, workers: list[Worker]) -> list[_Side]:
-        tokens, now, cost_of, free_at, found = job.prompt_tokens, self.now, self.cost.worker, self._queues.free_at, []
+        tokens, squares, now = job.prompt_tokens, job.prompt_tokens**2, self.now
+        cost_of, wait_at, found = self.cost.worker, self._queues.wait, []
         for worker in workers:
             worker_id = worker.worker_id
-            seconds = cost_of(worker_id).prefill_seconds(tokens)
-            wait = max(0.0, free_at(worker_id) - now)
+            a, b, c = cost_of(worker_id).prefill.coefficients
+            seconds, wait = a + b * tokens + c * squares, wait_at(worker_id, now)
             found.append((wait + seconds, worker_id, worker, wait, seconds, 0.0, 0.0))
         return found
 

@@ -72,11 +72,12 @@ class Groups:
     def best(self, job: TrackedJob, most: int, tries: int) -> list[Worker]:
         """Up to `most` fitting workers of each group, among the first `tries` of its order; the roomiest where there is none of them."""
         found: list[Worker] = []
-        needs: tuple[int, int] | None = None
+        pages, context_tokens = self._by_room[0][2].needs(job) if self._by_room else (0, 0)  # all have one role
         for entries in self._groups.values():
-            needs, count = needs or entries[0][2].needs(job), 0
+            count = 0
             for _, _, worker in islice(entries, tries):
-                if worker.has_room(*needs):
+                # `Worker.has_room`, which would be called a hundred times for each choice
+                if pages <= worker.room and context_tokens <= worker.info.max_context_tokens:
                     found.append(worker)
                     count += 1
                     if count == most:
@@ -91,10 +92,9 @@ class Groups:
         found = []
         for entries in self._groups.values():
             worker = entries[0][2]
-            if not worker.has_room(pages, context_tokens):
-                info = worker.info
-                if pages <= info.capacity_pages and context_tokens <= info.max_context_tokens:
-                    found.append((worker, len(entries)))
+            info = worker.info
+            if worker.room < pages <= info.capacity_pages and context_tokens <= info.max_context_tokens:
+                found.append((worker, len(entries)))
         return found
 
     def first(self, job: TrackedJob) -> Worker | None:

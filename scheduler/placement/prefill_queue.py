@@ -25,6 +25,11 @@ class PrefillQueues:
         """When a prompt that came now could start; a time that has passed means at once."""
         return self._free_at.get(worker_id, 0.0)
 
+    def wait(self, worker_id: str, now: float) -> float:
+        """Seconds until a prompt that came now could start."""
+        seconds = self._free_at.get(worker_id, 0.0) - now
+        return seconds if seconds > 0.0 else 0.0
+
     def forget(self, worker_id: str) -> None:
         """The worker is gone; an unknown one changes nothing."""
         self._free_at.pop(worker_id, None)
