@@ -1,13 +1,13 @@
 """`bench prefix-cache --trace`: the prompts of a recorded trace through the decode workers' prefix stores, and the share of pages held.
 
-A line of the trace has `input_length` and `hash_ids`: blocks of 512 tokens, equal ids for equal text up to the block's end. The stores are
-the live ones; everything else is left out: a prompt's pages are complete at once, and in use no longer than that. So this is what the store
-and the choice of the worker can give, at most. `turns` gives every prompt to the next worker, `holder` to the one that holds most of it.
+The trace says which prompts begin alike (trace_blocks.py). The stores are the live ones; everything else is left out: a prompt's pages
+are complete at once, and in use no longer than that. So this is what the store and the choice of the worker can give, at most. `turns`
+gives every prompt to the next worker, `holder` to the one that holds most of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.datasets import HASH_BLOCK_TOKENS, DatasetError, rows_of
+from bench.datasets import HASH_BLOCK_TOKENS, DatasetError
 from bench.machine import describe_machine
+from bench.trace_blocks import read_blocks
 from decode.prefix_store import PrefixStore
 from scheduler.pages import PAGE_TOKENS, SINK_TOKENS
 
@@ -78,18 +79,10 @@ def page_digests(hash_ids: Sequence[int], tokens: int) -> list[bytes]:
 
 def read_prompts(path: Path) -> list[list[bytes]]:
     """Raises DatasetError for a file that cannot be read, and for a line without lengths and blocks."""
-    prompts = list(_prompts(path))
+    prompts = [page_digests(ids, tokens) for tokens, ids in read_blocks(path)]
     if not prompts:
         raise DatasetError(f"{path}: holds no requests")
     return prompts
-
-
-def _prompts(path: Path) -> Iterator[list[bytes]]:
-    for line, row in rows_of(path):
-        tokens, ids = row.get("input_length"), row.get("hash_ids")
-        if not isinstance(tokens, int) or not isinstance(ids, list) or not all(isinstance(one, int) for one in ids):
-            raise DatasetError(f"{path}, line {line}: has no integer input_length with a list of integer hash_ids")
-        yield page_digests(ids, tokens)
 
 
 def run_prefix_trace(path: Path, workers: Sequence[int], pool_pages: Sequence[int]) -> dict[str, Any]:

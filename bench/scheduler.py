@@ -34,7 +34,7 @@ from scheduler.simulator.machines import MAX_BATCH
 
 FIGURES = (
     "mean_jct_seconds", "p50_jct_seconds", "p99_jct_seconds", "mean_ttft_seconds", "max_wait_seconds", "goodput",
-    "throughput_tokens_per_second",
+    "throughput_tokens_per_second", "gigabytes_shipped", "held_share",
 )  # fmt: skip
 _PLAN_SAMPLE, _SATURATION_SAMPLE = 500, 2000
 HEARTBEAT_SECONDS = SchedulerConfig().heartbeat_seconds
@@ -77,6 +77,7 @@ class Grid:
             learns=not options.frozen,
             heartbeat_seconds=HEARTBEAT_SECONDS,
             named_devices=options.named_devices,
+            prefix_cache=options.prefix_cache,
         )
         return _record(case, seed, rate, cluster, summarize(simulation.run(), options.slo))
 

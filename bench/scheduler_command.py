@@ -42,6 +42,9 @@ def scheduler(
         bool,
         typer.Option("--named-devices", help="workers name their GPUs: the scheduler starts from their true costs"),
     ] = False,
+    prefix_cache: Annotated[
+        bool, typer.Option(help="decode workers keep prompts' pages, where the workload says which prompts begin alike")
+    ] = True,
     slo_ttft: Annotated[float, typer.Option(help="goodput: most seconds to the first token")] = 5.0,
     slo_tpot: Annotated[float, typer.Option(help="goodput: most seconds per output token")] = 0.2,
     json: Annotated[Path | None, typer.Option(help="write the records here")] = None,
@@ -79,6 +82,7 @@ def scheduler(
         single = {
             "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
             "arrivals": arrivals, "frozen": frozen, "tool_pauses": tool_pauses, "named_devices": named_devices,
+            "prefix_cache": prefix_cache,
         }  # fmt: skip
         _run_grid({**single, **given}, (slo_ttft, slo_tpot), json, plot, saturation=saturation)
 

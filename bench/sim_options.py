@@ -36,6 +36,7 @@ class SchedulerOptions:
 
     `frozen`: predictors do not learn from the requests of the run. `load_of` names the KV format whose saturation loads refer to;
     None: each case's own. `tool_pauses` is the share of the requests that declare one; saturation is measured without them.
+    `prefix_cache`: decode workers keep the pages of prompts, where the workload says which begin alike; saturation is measured without.
     `named_devices`: workers name their GPUs, and the scheduler starts from the planner's figures of them.
     """
 
@@ -55,6 +56,7 @@ class SchedulerOptions:
     frozen: bool = False
     tool_pauses: float = 0.0
     named_devices: bool = False
+    prefix_cache: bool = True
     slo: Slo = field(default_factory=Slo)
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ def warm_predictor(name: str, source: Source, count: int, seed: int, *, in_order
     invented = made_up(name, seed)
     predictor = Guarded(invented) if invented is not None else make_predictor(name, seed)
     for index in source.rest(count, seed, in_order=in_order)[:MOST_LESSONS]:
-        ids = source.prompts[index] if source.prompts else range(source.prompt_tokens[index])
+        ids = source.prompt(index)
         features = JobFeatures(ids, source.max_tokens, len(ids))
         predictor.observe(features, source.output_tokens[index])
         if predictor.pending >= QUEUE_JOBS // 2:

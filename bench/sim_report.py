@@ -13,6 +13,7 @@ _CASE = ("workload", "kv_format", "cluster", "predictor", "placement", "requests
 _COLUMNS = (
     ("mean JCT s", "mean_jct_seconds"), ("p99 JCT s", "p99_jct_seconds"), ("TTFT s", "mean_ttft_seconds"),
     ("max wait s", "max_wait_seconds"), ("goodput /s", "goodput"), ("tokens/s", "throughput_tokens_per_second"),
+    ("sent GB", "gigabytes_shipped"), ("held", "held_share"),
 )  # fmt: skip
 Record = dict[str, Any]
 

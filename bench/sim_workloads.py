@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from bench.arrivals import renewal_arrivals
-from bench.datasets import PROMPT_KEYS, RequestBuilder, load_dataset
+from bench.datasets import HASH_BLOCK_TOKENS, PROMPT_KEYS, RequestBuilder, load_dataset
+from bench.trace_blocks import Blocks, numbered, read_blocks
 from packhorse.errors import ConfigError
 from scheduler.planner.trace import read_trace
 from scheduler.predictor.features import text_ids
-from scheduler.simulator import Workload
+from scheduler.simulator import BlockPrompt, Workload
 
 DATA_VARIABLE = "PACKHORSE_DATA"
 NAMED = {
@@ -37,7 +39,8 @@ _MAX_ROWS = 1_000_000
 class Source:
     """All requests of a data set. `max_tokens` is what every client asks for: the least power of two that covers all outputs.
 
-    `prompts` are token ids, where the set has texts; `times` seconds, where it has any.
+    `prompts` are token ids, where the set has texts; `times` seconds, where it has any. `blocks`: where the set says which prompts begin
+    alike, the ids of each one's blocks of HASH_BLOCK_TOKENS tokens, 0 to `num_blocks` - 1, equal for equal text.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Source:
     max_tokens: int
     prompts: list[tuple[int, ...]]
     times: list[float]
+    blocks: list[Blocks] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)
@@ -58,13 +62,30 @@ class Source:
         output_tokens: list[int],
         prompts: Sequence[tuple[int, ...]] = (),
         times: Sequence[float] = (),
+        blocks: Sequence[Blocks] = (),
     ) -> Source:
-        return cls(name, prompt_tokens, output_tokens, covering(max(output_tokens)), list(prompts), list(times))
+        most = covering(max(output_tokens))
+        return cls(name, prompt_tokens, output_tokens, most, list(prompts), list(times), list(blocks))
+
+    @cached_property
+    def num_blocks(self) -> int:
+        return 1 + max((block for blocks in self.blocks for block in blocks), default=-1)
+
+    def prompt(self, index: int, longest: int | None = None, turn: int = 0) -> Sequence[int]:
+        """Token ids of a request's prompt, cut to `longest`; without text a stand-in of its length.
+
+        One that is made of blocks is like others of the same `turn` through the data set alone.
+        """
+        length = min(self.prompt_tokens[index], longest or self.prompt_tokens[index])
+        if self.blocks:
+            blocks = tuple(turn * self.num_blocks + block for block in self.blocks[index])
+            return BlockPrompt(blocks, length, HASH_BLOCK_TOKENS)
+        return self.prompts[index][:length] if self.prompts else range(length)
 
     def draw(
         self, count: int, seed: int, max_context_tokens: int, *, in_order: bool = False
     ) -> tuple[Workload, list[float]]:
-        """`count` requests and their own times: at random, again and again where there are fewer; or consecutive ones.
+        """`count` requests and their own times: at random, in several turns where there are fewer; or consecutive ones.
 
         Prompts are cut to what leaves room for max_tokens in the context. Raises ConfigError where that is nothing.
         """
@@ -74,10 +95,14 @@ class Source:
                 f"workload {self.name}: max_tokens {self.max_tokens} fill the context of {max_context_tokens}"
             )
         chosen = self._consecutive(count, seed) if in_order else self._random(count, seed)
-        prompts = [self.prompts[i][:longest] for i in chosen] if self.prompts else []
-        lengths = [min(self.prompt_tokens[i], longest) for i in chosen]
+        known = self.prompts or self.blocks
         load = Workload(
-            self.name, lengths, [self.output_tokens[i] for i in chosen], [self.max_tokens] * count, prompts=prompts
+            self.name,
+            [min(self.prompt_tokens[i], longest) for i in chosen],
+            [self.output_tokens[i] for i in chosen],
+            [self.max_tokens] * count,
+            prompts=[self.prompt(i, longest, place // len(self)) for place, i in enumerate(chosen)] if known else (),
+            share_prefixes=bool(self.blocks),
         )
         return load, [self.times[i] for i in chosen] if self.times else []
 
@@ -125,7 +150,7 @@ def find_source(name: str) -> Source:
 
 
 def _read(name: str, path: Path) -> Source:
-    if _has_texts(path):
+    if _first_line_has(path, PROMPT_KEYS):
         requests = load_dataset(path, _MAX_ROWS, RequestBuilder(seed=0))
         prompts = [text_ids(request.prompt) or (0,) for request in requests]
         return Source.of(
@@ -134,12 +159,16 @@ def _read(name: str, path: Path) -> Source:
     rows = read_trace(path, _MAX_ROWS)
     times = [seconds for _, _, seconds in rows if seconds is not None]
     return Source.of(
-        name, [row[0] for row in rows], [row[1] for row in rows], times=times if len(times) == len(rows) else ()
+        name,
+        [row[0] for row in rows],
+        [row[1] for row in rows],
+        times=times if len(times) == len(rows) else (),
+        blocks=numbered(list(read_blocks(path))) if _first_line_has(path, ("hash_ids",)) else (),
     )
 
 
-def _has_texts(path: Path) -> bool:
-    """Whether the first line of a JSONL file names a prompt."""
+def _first_line_has(path: Path, keys: Sequence[str]) -> bool:
+    """Whether the first line of a JSONL file has one of these."""
     if not path.name.removesuffix(".gz").endswith(".jsonl"):
         return False
     import gzip
@@ -149,7 +178,7 @@ def _has_texts(path: Path) -> bool:
             first = file.readline()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}", param="workload") from error
-    return any(f'"{key}"' in first for key in PROMPT_KEYS)
+    return any(f'"{key}"' in first for key in keys)
 
 
 def _synthetic() -> Source:

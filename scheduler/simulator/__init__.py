@@ -2,7 +2,7 @@
 
 from .cluster import ModelSize, SimCluster, SimWorkerSpec
 from .machines import CLUSTERS, LLAMA_8B, a100_cluster, model_size, planned_cluster
-from .prompts import SimOracle, SimPrompt
+from .prompts import BlockPrompt, SimOracle, SimPrompt
 from .records import CANCELLED, DONE, FAILED, Figures, Records, Slo, summarize
 from .saturation import saturation_rate
 from .simulation import GATEWAY, Simulation, patient_config
@@ -16,6 +16,7 @@ __all__ = [
     "GATEWAY",
     "LLAMA_8B",
     "Arrivals",
+    "BlockPrompt",
     "Failure",
     "Figures",
     "ModelSize",

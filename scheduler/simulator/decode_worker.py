@@ -15,6 +15,7 @@ from scheduler.simulator.cluster import ModelSize, SimWorkerSpec
 from scheduler.simulator.decode_model import DecodeModel, Sequence
 from scheduler.simulator.events import Timer
 from scheduler.simulator.link import Port
+from scheduler.simulator.pool import Holding, SimPool
 from scheduler.simulator.worker import SimWorker, World
 from transport.messages import (
     JobDone,
@@ -31,6 +32,7 @@ from transport.messages import (
     ToolPause,
     WorkerLoad,
 )
+from transport.page_digest import PageDigests
 
 
 class Where(Enum):
@@ -50,6 +52,7 @@ class Held:
     job_id: str
     prompt_tokens: int
     pages: int
+    holding: Holding
     replay: Replay | None
     where: Where = Where.COMING
     tool_pause: ToolPause | None = None
@@ -59,9 +62,12 @@ class Held:
 
 
 class SimDecodeWorker(SimWorker):
-    def __init__(self, world: World, spec: SimWorkerSpec, model: ModelSize, kv_format: str) -> None:
+    def __init__(
+        self, world: World, spec: SimWorkerSpec, model: ModelSize, kv_format: str, *, prefix_cache: bool = False
+    ) -> None:
         super().__init__(world, spec, model, kv_format)
         self.jobs: dict[str, Held] = {}
+        self.prefix_cache = prefix_cache
         self.most_pages = 0
         self.num_preempted = self.num_dropped = 0
         self._slot_bytes = model.slot_bytes(kv_format)
@@ -85,13 +91,16 @@ class SimDecodeWorker(SimWorker):
             raise AssertionError(f"a decode worker has no use for {type(message).__name__}")
 
     def _reserve(self, message: Reserve) -> None:
-        job_id = message.job.job_id
+        job = message.job
+        job_id = job.job_id
         assert job_id not in self.jobs, f"job {job_id} is reserved twice on {self.worker_id}"
-        held = self.jobs[job_id] = Held(
-            job_id, len(message.job.prompt), message.pages, message.replay, tool_pause=message.job.tool_pause
+        digests = tuple(PageDigests(job, self.info.layout)) if self.prefix_cache else ()
+        holding = self.pool.take(message.pages, digests)
+        self.jobs[job_id] = Held(
+            job_id, len(job.prompt), message.pages, holding, message.replay, tool_pause=job.tool_pause
         )
-        self._take(held)
-        self.say(Reserved(job_id=job_id, worker_id=self.worker_id))
+        self._taken()
+        self.say(Reserved(job_id=job_id, worker_id=self.worker_id, held_pages=holding.shared))
 
     def release(self, job_id: str, now: float) -> None:
         held = self.jobs.get(job_id)
@@ -107,13 +116,19 @@ class SimDecodeWorker(SimWorker):
     def clear(self, now: float) -> None:
         self.engine = DecodeModel(self.spec.cost.decode)
         self.jobs.clear()
-        self.reserved_pages = self.host_pages_used = self.num_out = 0
+        self.pool = SimPool(self.info.capacity_pages)
+        self.host_pages_used = self.num_out = 0
         self._out, self._in = Port(self.spec.host_bytes_per_second), Port(self.spec.host_bytes_per_second)
         self._reported: tuple[float, int, int, int] = (0.0, 0, 0, 0)
         self._timer.set(None)
 
     def load(self) -> WorkerLoad:
-        """With the means of the steps since the one before, of jumps that have ended, and how far each job is."""
+        """With the means of the steps since the one before, of jumps that have ended, and how far each job is.
+
+        Says beforehand which prefix pages are held, as the live worker does.
+        """
+        if (changes := self.pool.prefixes.report.take(self.worker_id)) is not None:
+            self.say(changes)
         engine, now = self.engine, self.world.events.now
         sums = (engine.busy_seconds, engine.step_contexts, engine.step_sequences, engine.steps)
         seconds, contexts, sequences, steps = (new - old for new, old in zip(sums, self._reported, strict=True))
@@ -125,9 +140,9 @@ class SimDecodeWorker(SimWorker):
             if sequence.running
         }
         return WorkerLoad(
-            jobs=len(self.jobs), pages_used=self.reserved_pages, host_pages_used=self.host_pages_used,
-            residuals_used=len(self.jobs) - self.num_out, generated=generated, step_seconds=seconds / steps,
-            step_context_tokens=contexts / steps, step_jobs=sequences / steps,
+            jobs=len(self.jobs), pages_used=self.pool.used, pages_cached=self.pool.prefixes.num_idle,
+            host_pages_used=self.host_pages_used, residuals_used=len(self.jobs) - self.num_out, generated=generated,
+            step_seconds=seconds / steps, step_context_tokens=contexts / steps, step_jobs=sequences / steps,
             tokens_per_second=sequences / seconds if seconds > 0 else 0.0,
         )  # fmt: skip
 
@@ -139,6 +154,7 @@ class SimDecodeWorker(SimWorker):
         if not self.alive or held is None:
             return False
         held.where = Where.RUNNING
+        self.pool.share(held.holding)
         remaining, pause = self.world.output_tokens(job_id) - 1, held.tool_pause
         halts_after = pause.after_tokens - 1 if pause is not None and pause.after_tokens <= remaining else None
         held.sequence = Sequence(job_id, held.prompt_tokens + 1, remaining, halts_after or None)
@@ -178,7 +194,7 @@ class SimDecodeWorker(SimWorker):
         if self.jobs.get(held.job_id) is not held or held.where is not Where.LEAVING:
             return
         held.where = Where.OUT
-        self.reserved_pages -= held.pages
+        self.pool.free(held.holding)
         self.num_out += 1
         self.num_preempted += 1
         seconds = num_bytes / self._out.bytes_per_second
@@ -210,7 +226,8 @@ class SimDecodeWorker(SimWorker):
             return
         held.where = Where.RETURNING
         self.num_out -= 1
-        self._take(held)
+        held.holding = self.pool.take(held.pages)
+        self._taken()
         self.world.events.at(self._in.copy(self._num_bytes(held, now), now), lambda at: self._is_back(held, at))
 
     def _is_back(self, held: Held, now: float) -> None:
@@ -266,11 +283,9 @@ class SimDecodeWorker(SimWorker):
             self._pause(self.jobs[job_id], now)
         self._timer.set(self.engine.next_change)
 
-    def _take(self, held: Held) -> None:
-        """Pages and a place on the device."""
-        self.reserved_pages += held.pages
-        self.most_pages = max(self.most_pages, self.reserved_pages)
-        assert self.reserved_pages <= self.info.capacity_pages, f"{self.worker_id}: pages promised twice"
+    def _taken(self) -> None:
+        """A job has pages and a place on the device."""
+        self.most_pages = max(self.most_pages, self.pool.used)
         assert len(self.jobs) - self.num_out <= self.info.max_jobs, f"{self.worker_id}: more jobs than it holds"
 
     def _free(self, job_id: str) -> Held:
@@ -280,5 +295,5 @@ class SimDecodeWorker(SimWorker):
         if held.where is Where.OUT:
             self.num_out -= 1
         else:
-            self.reserved_pages -= held.pages
+            self.pool.free(held.holding)
         return held

@@ -23,6 +23,7 @@ class Started:
     prompt: Prompt
     max_tokens: int
     decode_worker: str
+    held_pages: int = 0  # of the prompt's first ones, by the decode worker: they are not sent
     anew: bool = False  # the job was dropped: its client has token 1
     prefill_seconds: float | None = None  # once token 1 is sampled
 
@@ -59,7 +60,7 @@ class SimPrefillWorker(SimWorker):
         assert job.job_id not in self.jobs, f"job {job.job_id} is started twice on {self.worker_id}"
         prompt = Prompt(job.job_id, len(job.prompt), job.priority)
         self.jobs[job.job_id] = Started(
-            prompt, job.sampling.max_tokens, message.decode_worker, message.first_token is not None
+            prompt, job.sampling.max_tokens, message.decode_worker, message.held_pages, message.first_token is not None
         )
         assert len(self.jobs) <= self.info.max_jobs, f"{self.worker_id}: more jobs than it holds"
         self.engine.add(prompt, now)
@@ -108,20 +109,29 @@ class SimPrefillWorker(SimWorker):
             self._ship(started, now)
 
     def _ship(self, started: Started, now: float) -> None:
-        prompt = started.prompt
+        """The pages that the decode worker does not hold, which become ready once those before them are computed, and the residual."""
+        prompt, layers = started.prompt, self.model.layers
         assert prompt.started_at is not None
         target = self._decode_workers[started.decode_worker]
-        pages = num_pages(prompt.tokens, self.info.layout)
-        rest = prompt.tokens - pages * self.info.layout.page_tokens
-        num_bytes = pages * self._slot_bytes + rest * self.model.token_bytes
-        last_bytes = num_bytes * prompt.last_chunk_tokens // (prompt.tokens * self.model.layers)
-        ready_at = prompt.started_at + (now - prompt.started_at) / self.model.layers
-        latency = self.spec.cost.transfer[0]
-        end = ship(self.port, target.port, num_bytes, ready_at, now, last_bytes) + latency
+        whole, held = self._payload_bytes(prompt.tokens), started.held_pages * self._slot_bytes
+        num_bytes = whole - held
+        held_share = started.held_pages * self.info.layout.page_tokens / prompt.tokens
+        first_at = prompt.started_at + (now - prompt.started_at) * held_share
+        ready_at = first_at + (now - first_at) / layers
+        last_bytes = min(whole * prompt.last_chunk_tokens // (prompt.tokens * layers), num_bytes // layers)
+        end = ship(self.port, target.port, num_bytes, ready_at, now, last_bytes) + self.spec.cost.transfer[0]
         self.bytes_shipped += num_bytes
-        self.world.events.at(end, lambda at: self._shipped(started, num_bytes, at - now, at))
+        self.world.shipped(num_bytes, held)
+        sent = {"bytes_shipped": num_bytes, "bytes_held": held, "ship_seconds": end - now}
+        self.world.events.at(end, lambda at: self._shipped(started, sent, at))
 
-    def _shipped(self, started: Started, num_bytes: int, seconds: float, now: float) -> None:
+    def _payload_bytes(self, tokens: int) -> int:
+        """Of a prompt: all its pages, and the residual's tokens."""
+        pages = num_pages(tokens, self.info.layout)
+        rest = tokens - pages * self.info.layout.page_tokens
+        return pages * self._slot_bytes + rest * self.model.token_bytes
+
+    def _shipped(self, started: Started, sent: dict[str, float], now: float) -> None:
         job_id = started.prompt.job_id
         if self.jobs.get(job_id) is not started:  # released, or lost with the worker
             return
@@ -129,8 +139,7 @@ class SimPrefillWorker(SimWorker):
             del self.jobs[job_id]
             self.fail(job_id, LinkClosedError(f"decode worker {started.decode_worker} does not take the job's pages"))
             return
-        raw_bytes = started.prompt.tokens * self.model.token_bytes
-        self._done(started, None, bytes_shipped=num_bytes, raw_bytes=raw_bytes, ship_seconds=seconds)
+        self._done(started, None, raw_bytes=started.prompt.tokens * self.model.token_bytes, **sent)
 
     def _done(self, started: Started, finish_reason: FinishReason | None, **shipped: float) -> None:
         job_id = started.prompt.job_id

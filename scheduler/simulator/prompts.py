@@ -1,8 +1,12 @@
-"""Prompts of simulated jobs, and the oracle, which reads in them what no live scheduler knows: how long their outputs will be."""
+"""Prompts of simulated jobs, and the oracle, which reads in them what no live scheduler knows: how long their outputs will be.
+
+Traces that keep texts secret may still say which of them are alike, block by block; `BlockPrompt` makes token ids of that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import overload
 
 from packhorse.errors import ConfigError
@@ -33,6 +37,51 @@ class SimPrompt(Sequence[int]):
 
     def __getitem__(self, index: int | slice) -> int | Sequence[int]:
         return self.ids[index]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPrompt(Sequence[int]):
+    """Token ids of a prompt of which only blocks of `block_tokens` tokens are known: equal where the ids of blocks are equal.
+
+    Ids of blocks are at least 0. Ids of tokens are made when they are asked for, so a prompt takes no more memory than its blocks.
+    """
+
+    blocks: tuple[int, ...]
+    num_tokens: int
+    block_tokens: int
+
+    def __post_init__(self) -> None:
+        assert self.num_tokens <= len(self.blocks) * self.block_tokens, "tokens without a block"
+
+    def __len__(self) -> int:
+        return self.num_tokens
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
+        places = range(self.num_tokens)[index]
+        if isinstance(places, int):
+            return self._token(places)
+        if places.step != 1:
+            return [self._token(place) for place in places]
+        return self._run(places.start, places.stop)
+
+    def _token(self, place: int) -> int:
+        block, offset = divmod(place, self.block_tokens)
+        return self.blocks[block] * self.block_tokens + offset
+
+    def _run(self, start: int, stop: int) -> list[int]:
+        """Tokens that follow each other, block by block."""
+        tokens: list[int] = []
+        while start < stop:
+            first, count = self._token(start), min(stop - start, self.block_tokens - start % self.block_tokens)
+            tokens += range(first, first + count)
+            start += count
+        return tokens
 
 
 class SimOracle(Predictor):

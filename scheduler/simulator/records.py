@@ -32,6 +32,8 @@ class Records:
     paused_seconds: list[float] = field(init=False)  # the longest pause between two tokens
     status: bytearray = field(init=False)
     errors: dict[int, str] = field(default_factory=dict)
+    bytes_shipped: int = 0  # of all prompts together, those included that were sent for nothing or twice
+    bytes_held: int = 0  # of pages that were not sent
 
     def __post_init__(self) -> None:
         count = len(self.workload)
@@ -54,7 +56,8 @@ class Figures:
 
     `max_wait_seconds` is the longest that any request, completed or not, went without work on it: from arrival until its prefill
     starts (or until it ends), or paused between two tokens. `goodput` is requests per second within the SLO,
-    `throughput_tokens_per_second` counts output tokens; both from the first arrival to the last end.
+    `throughput_tokens_per_second` counts output tokens; both from the first arrival to the last end. `gigabytes_shipped` are of prompts'
+    pages and residuals, and `held_share` is what decode workers held of these, beside what was shipped.
     """
 
     requests: int
@@ -69,6 +72,8 @@ class Figures:
     max_wait_seconds: float
     goodput: float
     throughput_tokens_per_second: float
+    gigabytes_shipped: float
+    held_share: float
 
 
 def summarize(records: Records, slo: Slo) -> Figures:
@@ -99,4 +104,6 @@ def summarize(records: Records, slo: Slo) -> Figures:
         max_wait_seconds=float(waits.max()),
         goodput=within / duration if duration > 0 else 0.0,
         throughput_tokens_per_second=float(output[done].sum()) / duration if duration > 0 else 0.0,
+        gigabytes_shipped=records.bytes_shipped / 1e9,
+        held_share=records.bytes_held / max(1, records.bytes_held + records.bytes_shipped),
     )

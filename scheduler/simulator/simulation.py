@@ -50,7 +50,7 @@ class Simulation:
     never, for a config that waits for ever, as `patient_config`. Where workers fail, the config's worker_timeout_seconds decides when
     the scheduler notices. predictor: forecasts every job and, where it `learns`, hears how those of the run end; None: a job may come
     to its max_tokens. named_devices: workers register with their GPUs' names, so that the scheduler believes from the start what they
-    cost, and for known GPUs is exactly right.
+    cost, and for known GPUs is exactly right. prefix_cache: decode workers keep the pages of prompts that `share_prefixes`.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Simulation:
         predictor: Guarded | None = None,
         learns: bool = True,
         named_devices: bool = False,
+        prefix_cache: bool = True,
     ) -> None:
         cluster = cluster if named_devices else cluster.unnamed()
         self.config = config or patient_config()
@@ -75,8 +76,10 @@ class Simulation:
         self.events = EventQueue()
         self.workload, self.arrivals = workload, arrivals
         self.records = Records(workload)
+        keeps_prefixes = prefix_cache and workload.share_prefixes
         self.decode = {
-            spec.worker_id: SimDecodeWorker(self, spec, cluster.model, kv_format) for spec in cluster.of_role("decode")
+            spec.worker_id: SimDecodeWorker(self, spec, cluster.model, kv_format, prefix_cache=keeps_prefixes)
+            for spec in cluster.of_role("decode")
         }
         self.prefill = {
             spec.worker_id: SimPrefillWorker(self, spec, cluster.model, kv_format, self.decode)
@@ -113,7 +116,7 @@ class Simulation:
         for worker in self.workers.values():
             assert not worker.held, f"{worker.held} jobs are left on {worker.worker_id}"
         for decode in self.decode.values():
-            assert not decode.reserved_pages, f"pages are left on {decode.worker_id}"
+            assert not decode.pool.used, f"pages are left on {decode.worker_id}"
             assert not decode.host_pages_used, f"pages are left in the host memory of {decode.worker_id}"
 
     # ---- what workers see
@@ -129,6 +132,11 @@ class Simulation:
         index = int(job_id)
         self.records.prefill_started[index] = prefill_started
         self.records.first_token[index] = now
+
+    def shipped(self, num_bytes: int, held_bytes: int) -> None:
+        """That much of a prompt's pages and residual goes to its decode worker, which held the other pages."""
+        self.records.bytes_shipped += num_bytes
+        self.records.bytes_held += held_bytes
 
     def paused(self, job_id: str, seconds: float) -> None:
         paused = self.records.paused_seconds

@@ -12,8 +12,8 @@ from packhorse.errors import ConfigError
 class Workload:
     """Columns of equal length. `output_tokens` is what only the simulated decode workers know; `max_tokens` is what clients ask for.
 
-    `prompts` holds token ids where a predictor needs them, else prompts are stand-ins of the right length. `pauses` are declared tool
-    pauses: (tokens of output before it, seconds).
+    `prompts` holds token ids where they are known, else prompts are stand-ins of the right length; `share_prefixes`: those that begin
+    alike share pages. `pauses` are declared tool pauses: (tokens of output before it, seconds).
     """
 
     name: str
@@ -21,14 +21,17 @@ class Workload:
     output_tokens: Sequence[int]
     max_tokens: Sequence[int]
     priorities: Sequence[int] = ()
-    prompts: Sequence[tuple[int, ...]] = ()
+    prompts: Sequence[Sequence[int]] = ()
     pauses: Sequence[tuple[int, float] | None] = ()
+    share_prefixes: bool = False
 
     def __post_init__(self) -> None:
         sizes = {len(self.prompt_tokens), len(self.output_tokens), len(self.max_tokens)}
         sizes |= {len(column) for column in (self.priorities, self.prompts, self.pauses) if len(column)}
         if len(sizes) != 1 or 0 in sizes:
             raise ConfigError(f"workload {self.name}: columns of {sorted(sizes)} requests")
+        if self.share_prefixes and not len(self.prompts):
+            raise ConfigError(f"workload {self.name}: stand-ins for prompts share no prefixes")
         for index, (output, most) in enumerate(zip(self.output_tokens, self.max_tokens, strict=True)):
             if not 1 <= output <= most:
                 raise ConfigError(f"workload {self.name}, request {index}: {output} output tokens, max_tokens {most}")

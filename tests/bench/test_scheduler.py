@@ -68,6 +68,31 @@ def test_named_devices_are_known_from_the_start() -> None:
     assert learned["mean_jct_seconds"] != known["mean_jct_seconds"]
 
 
+def test_prompts_that_begin_alike_are_sent_once_unless_told_otherwise(tmp_path: Path) -> None:
+    trace = tmp_path / "chat.jsonl"
+    rows = [{"input_length": 512 * n, "output_length": 20, "hash_ids": list(range(n))} for n in (1, 2, 3, 4)] * 10
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = SchedulerOptions(workload=(str(trace),), requests=40, rate=(2.0,))
+    cached, sent = (run_scheduler(replace(options, prefix_cache=on))["records"][0] for on in (True, False))
+    assert cached["held_share"] > 0.7
+    assert sent["held_share"] == 0
+    assert cached["gigabytes_shipped"] == pytest.approx((1 - cached["held_share"]) * sent["gigabytes_shipped"])
+    flags = [
+        "--workload",
+        str(trace),
+        "--requests",
+        "40",
+        "--rate",
+        "2",
+        "--no-prefix-cache",
+        "--json",
+        str(tmp_path / "out"),
+    ]
+    result = CliRunner().invoke(app, ["scheduler", *flags])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out").read_text())["records"] == [sent]
+
+
 def test_all_stands_for_every_name() -> None:
     assert "fcfs" in SchedulerOptions(policy=("all",)).policy
     assert len(SchedulerOptions(policy=("all",)).policy) > 1

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.prefix_trace import read_prompts
 from bench.sim_predictor import warm_predictor
 from bench.sim_workloads import DATA_VARIABLE, NAMED, covering, find_source, own_times, poisson_times
 from packhorse.errors import ConfigError
 from scheduler.predictor import JobFeatures
+from scheduler.simulator import LLAMA_8B, SimPrompt, model_size
+from scheduler.simulator.messages import submit
+from transport.page_digest import PageDigests
 
 
 def prompts_file(folder: Path, count: int = 40) -> Path:
@@ -73,6 +77,69 @@ def test_more_requests_than_there_are_come_again(tmp_path: Path) -> None:
     load, _ = find_source(str(lengths_file(tmp_path))).draw(25, 0, 100_000)
     assert len(load) == 25
     assert len(set(load.prompt_tokens)) == 10
+
+
+def blocks_file(folder: Path) -> Path:
+    """Six prompts: chats of two and three turns and one of its own; the last goes beyond its blocks."""
+    path = folder / "blocks.jsonl"
+    turns = [
+        (700, [10**18, 2]),
+        (1500, [10**18, 3, 4]),
+        (900, [7, 8]),
+        (1400, [7, 9, 5]),
+        (1900, [7, 9, 6, 1]),
+        (600, [99]),
+    ]
+    rows = [{"input_length": n, "output_length": 5, "timestamp": 10 * n, "hash_ids": ids} for n, ids in turns]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_hash_ids_say_which_prompts_begin_alike(tmp_path: Path) -> None:
+    source = find_source(str(blocks_file(tmp_path)))
+    load, _ = source.draw(6, 0, 100_000, in_order=True)
+    assert load.share_prefixes
+    assert [len(prompt) for prompt in load.prompts] == list(load.prompt_tokens) == [700, 1500, 900, 1400, 1900, 600]
+    first, second, third, fourth, fifth, last = load.prompts
+    assert first[:512] == second[:512] != third[:512]
+    assert first[512:513] != second[512:513]
+    assert fourth[:1024] == fifth[:1024]
+    assert fourth[1024] != fifth[1024]
+    assert len({token for prompt in load.prompts for token in prompt}) == 700 + 988 + 900 + 888 + 876 + 600
+    assert last[-1] not in set(fifth)  # it has one block, of which it is 88 tokens longer
+
+
+def test_a_prompt_that_is_drawn_again_is_like_none_of_its_first_turn(tmp_path: Path) -> None:
+    source = find_source(str(blocks_file(tmp_path)))
+    load, _ = source.draw(18, 0, 100_000)
+    assert sorted(load.prompt_tokens) == sorted(source.prompt_tokens * 3)
+    first, second, third = ({token for prompt in load.prompts[i : i + 6] for token in prompt} for i in (0, 6, 12))
+    assert len(first) == len(second) == len(third)
+    assert not first & second
+    assert not second & third
+
+
+def test_a_prompt_of_blocks_is_cut_like_others(tmp_path: Path) -> None:
+    source = find_source(str(blocks_file(tmp_path)))
+    load, _ = source.draw(6, 0, 1008, in_order=True)
+    assert max(load.prompt_tokens) == 1000
+    assert [len(prompt) for prompt in load.prompts] == list(load.prompt_tokens)
+
+
+@pytest.mark.skipif(DATA_VARIABLE not in os.environ, reason=f"{DATA_VARIABLE} is not set")
+def test_simulated_prompts_share_the_pages_that_the_trace_says() -> None:
+    """Against the digests of `bench prefix-cache --trace`, which need no tokens."""
+    source = find_source("mooncake")
+    layout = model_size(LLAMA_8B).layout("k4v2")
+    told = read_prompts(Path(os.environ[DATA_VARIABLE]) / NAMED["mooncake"])
+    pairs: dict[bytes, bytes] = {}
+    for index in range(300):
+        prompt = SimPrompt(source.prompt(index), 1)
+        ours = list(PageDigests(submit(str(index), prompt, 8, 0).job, layout))
+        assert len(ours) == len(told[index])
+        pairs.update(zip(told[index], ours, strict=True))
+        assert [pairs[digest] for digest in told[index]] == ours
+    assert len(set(pairs.values())) == len(pairs)
 
 
 def test_a_warm_predictor_knows_what_the_rest_taught_it(tmp_path: Path) -> None:
