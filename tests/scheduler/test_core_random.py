@@ -374,6 +374,7 @@ class World:
             jobs = worker.jobs.values()
             assert worker.jobs_out == sum(job.swap is Swap.OUT for job in jobs)
             assert worker.device_jobs <= worker.info.max_jobs
+            assert worker.room == (worker.free_pages if worker.device_jobs < worker.info.max_jobs else -1)
             assert worker.prompt_tokens == sum(job.prompt_tokens for job in jobs)
             if worker.info.role == "decode":
                 there = sum(job.pages for job in jobs if job.swap is not Swap.OUT)
