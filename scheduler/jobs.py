@@ -154,7 +154,7 @@ class TrackedJob:
         most = self.job.sampling.max_tokens
         self.job_id, self.prompt_tokens = self.job.job_id, len(self.job.prompt)
         self.total_tokens, self.needs_decode = self.prompt_tokens + most, most > 1
-        self.deadline = min(self.submitted_at + self.limits.queued, self.first_token_by)
+        self._enter(JobState.QUEUED, self.submitted_at)
         self._queued_at = self.submitted_at
         self.believe(Forecast.unknown(most))
         self.progress = Progress(self.submitted_at)
@@ -169,9 +169,9 @@ class TrackedJob:
 
     @property
     def first_token_by(self) -> float:
-        """When its request gives up waiting for token 1; infinite where it says nothing, and once token 1 is out."""
+        """When its request gives up waiting for token 1; infinite where it says nothing."""
         seconds = self.job.max_ttft_seconds
-        return self.submitted_at + seconds if seconds is not None and self.replay is None else math.inf
+        return self.submitted_at + seconds if seconds is not None else math.inf
 
     def context_at(self, role: Role) -> int:
         """Tokens that a worker of the role must be able to hold; at the prefill worker those are the prompt and token 1."""
@@ -218,7 +218,7 @@ class TrackedJob:
         self.ended_by_prefill = ended
         if self.state is JobState.PREFILLING and not ended and self.decode_worker:
             self._enter(JobState.DECODING, now)
-            self.deadline = self._decode_by = self.deadline if self._decode_by is None else self._decode_by
+            self._decode_by = self.deadline
         return True
 
     def requeued(self, worker_id: str, replay: Replay, now: float) -> bool:
@@ -277,16 +277,20 @@ class TrackedJob:
         if self.deadline == self.first_token_by:
             own = f"max_ttft_seconds={self.job.max_ttft_seconds:g}"
             return f"the job was still {self.state.value}{held} when its {own} had passed"
-        if self.state is JobState.QUEUED and self.replay is not None:
-            return f"the job was decoding, and then preempted and queued, for more than {self.limits.decoding:g} s"
+        if self.deadline == self._decode_by and self.state is not JobState.DECODING:
+            return f"the job was decoding, and then preempted and {self.state.value}{held}, for more than {self.limits.decoding:g} s"
         return f"the job was {self.state.value}{held} for more than {self.limits.of(self.state):g} s"
 
     def _enter(self, state: JobState, now: float) -> None:
         self.state = state
         if state is not JobState.ENDED:
-            self.deadline = now + self.limits.of(state)
-        if state is JobState.RESERVING:
-            self.deadline = min(self.deadline, self.first_token_by)
+            self.deadline = min(now + self.limits.of(state), self._by(state))
+
+    def _by(self, state: JobState) -> float:
+        """When it is overdue in that state however long it has been in it: for want of token 1 or, once that was out, of the last."""
+        if self._decode_by is not None and state is not JobState.RELEASING:
+            return self._decode_by
+        return self.first_token_by if state in (JobState.QUEUED, JobState.RESERVING) else math.inf
 
 
 def merge(one: JobStats, two: JobStats) -> JobStats:

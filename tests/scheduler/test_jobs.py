@@ -80,6 +80,25 @@ def test_a_job_whose_token_1_is_out_has_no_deadline_to_it() -> None:
     assert job.overdue.startswith("the job was reserving")
 
 
+def test_a_dropped_job_has_the_time_for_decoding_in_every_state() -> None:
+    job = at(JobState.DECODING)
+    assert job.requeued("d1", Replay(tokens=(1, 2), stats=JobStats()), 9)
+    last = LIMITS.decoding
+    assert (job.deadline, job.overdue) == (
+        last,
+        "the job was decoding, and then preempted and queued, for more than 3600 s",
+    )
+    job.place("p1", "d1", last - 3)
+    assert job.deadline == last
+    assert job.reserved("d1", last - 2)
+    assert job.deadline == last
+    assert job.overdue == "the job was decoding, and then preempted and prefilling at p1 and d1, for more than 3600 s"
+    assert job.prefilled("p1", False, JobStats(), last - 1)
+    assert (job.deadline, job.overdue) == (last, "the job was decoding at d1 for more than 3600 s")
+    job.end(CANCELLED, last - 1)
+    assert job.deadline == last - 1 + LIMITS.releasing
+
+
 def test_one_token_needs_no_decode_worker() -> None:
     job = tracked(max_tokens=1)
     assert not job.needs_decode
