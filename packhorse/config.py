@@ -41,13 +41,8 @@ class SchedulerConfig(ProcessConfig):
     policy: str = "packhorse"
     placement: str = "least-loaded"
     predictor: str = Field(default="learned", description="what predicts output lengths, or none")
-    embedding: str | None = Field(
-        default=None, description="sentence-transformers model by which retrieval and learned compare prompts"
-    )
-    embedding_tokenizer: str | None = Field(
-        default=None,
-        description="folder of the served model's tokenizer.json, which makes text of prompts for the embedding",
-    )
+    embedding: str | None = None
+    embedding_tokenizer: str | None = None
     max_queue: int = Field(default=1024, ge=1)
     queue_seconds: float = Field(default=120.0, gt=0)
     shed: bool = Field(default=True, description="refuse jobs that are predicted to miss a deadline in the queue")
@@ -69,10 +64,7 @@ class SchedulerConfig(ProcessConfig):
 
     @model_validator(mode="after")
     def _embedding_has_text(self) -> Self:
-        if (self.embedding is None) != (self.embedding_tokenizer is None):
-            raise ValueError(
-                f"embedding={self.embedding!r} and embedding_tokenizer={self.embedding_tokenizer!r} must be given together"
-            )
+        check_embedding(self.embedding, self.embedding_tokenizer)
         return self
 
 
@@ -130,10 +122,7 @@ class DecodeConfig(WorkerConfig):
         ge=0,
         description="host memory for the pages of preempted jobs; with 0 they are dropped and computed again",
     )
-    length_probe: str | None = Field(
-        default=None,
-        description="file by which hidden states tell what remains of jobs; `packhorse bench probe` writes it",
-    )
+    length_probe: str | None = None
 
 
 AnyConfig = TypeVar("AnyConfig", bound=ProcessConfig)
@@ -148,6 +137,12 @@ def build(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
         name = ".".join(str(part) for part in first["loc"]) or kind.__name__
         shown = "(hidden)" if name in ("secret", "api_key") else repr(first.get("input"))
         raise ConfigError(f"{name}={shown}: {first['msg']}" if first["loc"] else first["msg"], param=name) from error
+
+
+def check_embedding(embedding: str | None, tokenizer: str | None) -> None:
+    """For validators: an embedding reads text, which its tokenizer makes of token ids. Raises ValueError where one of them is missing."""
+    if (embedding is None) != (tokenizer is None):
+        raise ValueError(f"embedding={embedding!r} and embedding_tokenizer={tokenizer!r} must be given together")
 
 
 def default_worker_id(role: str) -> str:

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from packhorse.child import Child, Report
-from packhorse.config import DEFAULT_KV_FORMAT, DtypeName, ProcessConfig
+from packhorse.config import DEFAULT_KV_FORMAT, DtypeName, ProcessConfig, check_embedding
 from packhorse.errors import ConfigError, DeadlineError
 from packhorse.options import flag, variable
 from packhorse.supervisor import ChildError, Spec, Supervisor
@@ -46,6 +46,9 @@ class ClusterConfig(ProcessConfig):
     policy: str = "packhorse"
     placement: str = "least-loaded"
     predictor: str = "learned"
+    embedding: str | None = None
+    embedding_tokenizer: str | None = None
+    length_probe: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: SecretStr | None = None
@@ -55,6 +58,11 @@ class ClusterConfig(ProcessConfig):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of each worker; default: cores // workers")
     restart: bool = True
     start_seconds: float = Field(default=120.0, gt=0)
+
+    @model_validator(mode="after")
+    def _embedding_has_text(self) -> Self:
+        check_embedding(self.embedding, self.embedding_tokenizer)
+        return self
 
 
 class UpConfig(ClusterConfig):
@@ -160,12 +168,13 @@ class LocalCluster:
         config = self.config
         threads = config.threads or max(1, cores() // (config.prefill + config.decode))
         control = f"tcp://127.0.0.1:{self._control_port}"
-        given = {name: getattr(config, name) for name in ("model", "dtype", "device", "kv_format", "link")}
+        given = _of(config, "model", "dtype", "device", "kv_format", "link")
         worker = {**given, "scheduler": control, "threads": threads}
-        decode = {**worker, "prefix_cache": config.prefix_cache}
+        decode = worker | _of(config, "prefix_cache", "length_probe")
         gateway = {"scheduler": control, "host": config.host, "port": self._port, "model": config.model}
         gateway |= {"served_name": config.served_name}
-        scheduler = {name: getattr(config, name) for name in ("policy", "placement", "predictor")} | {"bind": control}
+        scheduler = _of(config, "policy", "placement", "predictor", "embedding", "embedding_tokenizer")
+        scheduler |= {"bind": control}
         return [
             self._spec("scheduler", "scheduler", scheduler, _SCHEDULER),
             self._spec("gateway", "gateway", gateway, _GATEWAY),
@@ -195,6 +204,10 @@ class LocalCluster:
         if self.config.api_key:
             env[variable("api_key")] = self.config.api_key.get_secret_value()
         return env
+
+
+def _of(config: ClusterConfig, *names: str) -> dict[str, object]:
+    return {name: getattr(config, name) for name in names}
 
 
 def _arguments(name: str, value: object) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import sys
 import pytest
 from pydantic import SecretStr
 
+from packhorse.config import build
 from packhorse.errors import ConfigError, DeadlineError
 from packhorse.launcher import ClusterConfig, LocalCluster, cores
 from packhorse.supervisor import ChildError, Spec
@@ -68,6 +69,30 @@ def test_switches_are_handed_on_as_flags_of_their_own() -> None:
         }
         assert expected in made["decode-0"]
         assert expected not in made["prefill-0"]
+
+
+def test_what_predicts_reaches_the_process_that_reads_it() -> None:
+    cluster = LocalCluster(
+        ClusterConfig(port=0, embedding="some/model", embedding_tokenizer="folder", length_probe="probe.safetensors")
+    )
+    made = {name: options(spec) for name, spec in specs(cluster).items()}
+    holders = {
+        flag: [name for name in made if flag in made[name]]
+        for flag in ("--embedding", "--embedding-tokenizer", "--length-probe")
+    }
+    assert holders == {
+        "--embedding": ["scheduler"],
+        "--embedding-tokenizer": ["scheduler"],
+        "--length-probe": ["decode-0"],
+    }
+    assert made["scheduler"]["--embedding-tokenizer"] == "folder"
+    assert made["decode-0"]["--length-probe"] == "probe.safetensors"
+
+
+@pytest.mark.parametrize("given", [{"embedding": "some/model"}, {"embedding_tokenizer": "folder"}])
+def test_an_embedding_needs_its_tokenizer(given: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="must be given together"):
+        build(ClusterConfig, given)
 
 
 def test_threads_share_the_cores() -> None:
