@@ -154,10 +154,10 @@ class Lifecycle:
         self._send(job.gateway, placed)
 
     def decodes(self, job: TrackedJob) -> None:
-        """Its prompt has arrived: the prefill worker is done with it."""
+        """Its prompt has arrived: the prefill worker is done with it. (Or it ends anyway, its decode worker being lost.)"""
         worker = self._workers.get(job.decode_worker)
-        assert worker is not None, "a lost worker's jobs have ended"
-        worker.arrived(job.job_id)
+        if worker is not None:
+            worker.arrived(job.job_id)
         self.watch(job)
         self.settle(job)
         self.pauses.decodes(job)

@@ -404,6 +404,14 @@ def test_a_lost_worker_fails_its_jobs_and_releases_the_other_side(
     assert (bench.core.workers.get(worker_id) is not None) is (loss == "restart")
 
 
+def test_a_prefill_that_is_done_after_the_decode_worker_was_lost(bench: Bench) -> None:
+    bench.bring_to("prefilling")
+    bench.sent += bench.core.unreachable(b"d1", bench.now)
+    assert bench.failure().code == "worker_lost"
+    bench.prefilled(ship_seconds=0.5, bytes_shipped=10)
+    bench.assert_idle()
+
+
 def test_queued_jobs_outlive_a_lost_worker_and_wait_for_another() -> None:
     bench = Bench(prefill_info(max_jobs=1), decode_info())
     bench.bring_to("decoding", "first")
