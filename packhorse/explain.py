@@ -34,7 +34,10 @@ def described(job: Job) -> Iterator[str]:
     yield f"{job['job_id']}: {_fate(job)}"
     yield _row("asked", _asked(job))
     if job["predicted_tokens"]:
-        yield _row("predicted", _prediction(job))
+        yield _row("predicted", _lengths(job, "predicted_tokens", f"by {job['predicted_by']}"))
+    if job["current_tokens"]:
+        scores = " and scores of its hidden state" if job["refined"] else ""
+        yield _row("now", _lengths(job, "current_tokens", f"given the {job['generated_tokens']} so far{scores}"))
     if job["policy"]:
         yield _row("by", f"policy {job['policy']}, placement {job['placement']}")
     if job["queue_seconds"] is not None:
@@ -76,19 +79,16 @@ def _eviction(eviction: Job) -> str:
     return f"{way} at {eviction['generated_tokens']} tokens ({swap}, {eviction['drop_seconds']:.3f} s to compute again)"
 
 
-def _prediction(job: Job) -> str:
-    quantiles = ", ".join(
-        f"{100 * level:.0f} %: {tokens:.0f}"
-        for level, tokens in zip(job["levels"], job["predicted_tokens"], strict=True)
-    )
-    return f"{_median(job)} tokens of output, by {job['predicted_by']} ({quantiles})"
+def _lengths(job: Job, name: str, why: str) -> str:
+    """40 tokens of output, by retrieval (10 %: 10, 25 %: 20, 50 %: 40, 75 %: 50, 90 %: 64)"""
+    at = dict(zip(job["levels"], job[name], strict=True))
+    quantiles = ", ".join(f"{100 * level:.0f} %: {tokens:.0f}" for level, tokens in at.items())
+    return f"{at[0.5]:.0f} tokens of output, {why} ({quantiles})"
 
 
 def _median(job: Job) -> str:
-    for level, tokens in zip(job["levels"], job["predicted_tokens"], strict=True):
-        if level == 0.5:
-            return f"{tokens:.0f}"
-    return "nothing"
+    at = dict(zip(job["levels"], job["predicted_tokens"], strict=True))
+    return f"{at[0.5]:.0f}" if at else "nothing"
 
 
 def _pair(job: Job) -> str:

@@ -82,6 +82,10 @@ class Experience:
         job.believe(Forecast.of(said, job.job.sampling.max_tokens))
         return said.source
 
+    def is_refined(self, job: TrackedJob) -> bool:
+        """Whether scores are in the job's forecast."""
+        return self._refinement.first(job) is not job.forecast
+
     def ended(self, job: TrackedJob, output_tokens: int) -> None:
         """The job ended by itself; `learn` learns from it."""
         if self.predictor is not None:

@@ -90,6 +90,10 @@ class Forecast:
             return min(max(1.0, generated / 2), most)
         return min(max(1.0, _conditioned(self, p, generated) - generated), most)
 
+    def given(self, generated: int) -> tuple[float, ...]:
+        """Output lengths at LEVELS, of those that are longer than `generated`."""
+        return tuple(min(generated + self.remaining(level, generated), float(self.max_tokens)) for level in LEVELS)
+
     def gittins(self, generated: int) -> float:
         """Gittins' index of the job in tokens: the least, over all times to give up, of expected service per chance to end by then.
 

@@ -176,6 +176,8 @@ class Lifecycle:
             "stage": "paused" if job.paused else job.state.value,
             "preemptions": job.preemptions,
             "generated_tokens": job.progress.generated,
+            "current_tokens": job.forecast.given(job.progress.generated) if job.progress.generated else (),
+            "refined": self._experience.is_refined(job),
         }
 
     def watch(self, job: TrackedJob) -> None:

@@ -40,6 +40,17 @@ def test_all_that_is_known_is_said() -> None:
     ]
 
 
+def test_what_is_believed_now_stands_beside_what_was_first() -> None:
+    now = {"outcome": "", "stage": "decoding", "generated_tokens": 30, "current_tokens": (35.0, 40.0, 45.0, 55.0, 64.0)}
+    lines = told(DONE.model_copy(update=now)).splitlines()
+    assert lines[2].startswith("  predicted  40 tokens of output, by retrieval")
+    assert lines[3] == (
+        "  now        45 tokens of output, given the 30 so far (10 %: 35, 25 %: 40, 50 %: 45, 75 %: 55, 90 %: 64)"
+    )
+    scored = told(DONE.model_copy(update={**now, "refined": True}))
+    assert "given the 30 so far and scores of its hidden state (10 %: 35" in scored
+
+
 def test_a_deadline_of_its_own_is_said() -> None:
     own = told(DONE.model_copy(update={"max_ttft_seconds": 2.5}))
     assert "at most 64 of output, priority 0, token 1 within 2.5 s" in own

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from scheduler.decisions import Decisions
+from scheduler.forecast import Forecast
 from tests.scheduler.fakes import GATEWAY, Bench, decode_info, make_job, prefill_info, tracked
-from transport.messages import Explain, Explanation, Explanations
+from transport.messages import Explain, Explanation, Explanations, Heartbeat, LengthScore, WorkerLoad
 
 
 def bench() -> Bench:
@@ -39,6 +40,29 @@ def test_a_decision_is_explained_from_queue_to_end() -> None:
     (said,) = ask(b, "job-1")
     assert (said.stage, said.outcome, said.output_tokens) == ("", "done", 9)
     assert (said.queue_seconds, said.took_seconds) == (2.0, 5.0)
+
+
+def test_the_newest_forecast_stands_beside_the_first() -> None:
+    b = bench()
+    b.submit(make_job(max_tokens=200))
+    (queued,) = ask(b, "job-1")
+    assert (queued.current_tokens, queued.refined) == ((), False), "nothing is known beyond the first"
+    b.reserved()
+    b.prefilled()
+    b.core.jobs["job-1"].forecast = first = Forecast.made([20, 40, 80, 120, 160], 200)
+    b.hear(b"d1", Heartbeat(worker_id="d1", load=WorkerLoad(generated={"job-1": 100})))
+    (said,) = ask(b, "job-1")
+    assert said.predicted_tokens == queued.predicted_tokens
+    assert said.current_tokens == tuple(100 + first.remaining(level, 100) for level in said.levels)
+    assert min(said.current_tokens) > 100
+    score = LengthScore(generated=120, span_tokens=200, probabilities=(0.9, *(0.1 / 9,) * 9))
+    b.hear(b"d1", Heartbeat(worker_id="d1", load=WorkerLoad(generated={"job-1": 120}, scores={"job-1": score})))
+    (refined,) = ask(b, "job-1")
+    assert refined.refined
+    assert refined.current_tokens[2] < said.current_tokens[2], "the score says that it ends soon"
+    b.decoded(completion_tokens=130)
+    (done,) = ask(b, "job-1")
+    assert (done.current_tokens, done.refined) == ((), False)
 
 
 def test_a_completion_stands_for_its_jobs_in_their_order() -> None:

@@ -122,6 +122,10 @@ class Explanation(Model):
     predicted_tokens: tuple[float, ...] = Field(default=(), description="output lengths at the levels")
     levels: tuple[float, ...] = ()
     predicted_by: str = Field(default="", description="what the prediction rests on")
+    current_tokens: tuple[float, ...] = Field(
+        default=(), description="the same as policies read it now that some were generated; only while it is under way"
+    )
+    refined: bool = Field(default=False, description="scores from hidden states are in current_tokens")
     prefill_worker: str = ""
     decode_worker: str = ""
     queue_seconds: float | None = Field(default=None, description="None: not placed yet")
