@@ -38,6 +38,7 @@ LAYOUT = KVLayout(
 )  # fmt: skip
 LIMITS = StateSeconds(queued=120, reserving=10, prefilling=300, decoding=3600, releasing=10)
 GATEWAY = b"gateway-1"
+STATES = ("reserving", "prefilling", "decoding")  # of a job that has workers
 
 
 def make_job(job_id: str = "job-1", *, prompt_tokens: int = 10, max_tokens: int = 20) -> Job:

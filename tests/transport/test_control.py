@@ -1,128 +1,25 @@
-"""The control plane on real sockets: bounded, outliving bad peers, restarts on either side, and a worker's registration."""
+"""The control plane on real sockets: bounded, outliving bad peers and restarts on either side."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import pytest
 import zmq
 import zmq.asyncio
 
-from packhorse.errors import ConfigError, HandshakeError, LinkClosedError, RequestError, UnavailableError
-from transport.control import ControlClient, ControlServer, WorkerAgent
+from packhorse.errors import ConfigError, LinkClosedError, UnavailableError
+from tests.transport.control_fakes import LOCAL, soon
+from transport.control import ControlClient, ControlServer
 from transport.messages import (
     MAX_CONTROL_BYTES,
     WIRE_VERSION,
-    ErrorInfo,
     Goodbye,
-    Heartbeat,
-    HeartbeatAck,
-    Job,
-    KVLayout,
-    Register,
-    Registered,
-    Rejected,
-    Release,
-    Reserve,
-    Reserved,
-    Sampling,
     StatusRequest,
-    WorkerFailed,
-    WorkerInfo,
-    WorkerLoad,
 )
 from transport.sockets import Plug
 
 pytestmark = pytest.mark.usefixtures("no_tasks")
-
-LOCAL = "tcp://127.0.0.1:0"
-LAYOUT = KVLayout(
-    model="m", revision="r", layers=2, kv_heads=1, head_dim=8, dtype="float32", kv_format="raw",
-    page_tokens=64, sink_tokens=4, page_bytes=4096, layout_version=1,
-)  # fmt: skip
-INFO = WorkerInfo(
-    worker_id="decode-1", role="decode", layout=LAYOUT, max_context_tokens=512, max_jobs=4, capacity_pages=16
-)
-JOB = Job(job_id="job-1", prompt=(1, 2), sampling=Sampling(max_tokens=4, seed=0), reply_to="tcp://127.0.0.1:1")
-
-
-async def soon(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-class FakeScheduler:
-    """Answers Register and Heartbeat; remembers everything else."""
-
-    def __init__(self, bind: str = LOCAL, *, epoch: str = "epoch-1", timeout_seconds: float = 5.0) -> None:
-        self.server = ControlServer(bind)
-        self.epoch, self.timeout_seconds = epoch, timeout_seconds
-        self.rejected: ErrorInfo | None = None
-        self.known = True
-        self.deaf = False
-        self.registers = 0
-        self.heard: list[Any] = []
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[FakeScheduler]:
-        async with self.server:
-            task = asyncio.create_task(self._serve())
-            try:
-                yield self
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    async def _serve(self) -> None:
-        while True:
-            peer, message = await self.server.receive()
-            if self.deaf:
-                continue
-            if isinstance(message, Register):
-                self.registers += 1
-                self.known = True
-                answer = Rejected(error=self.rejected) if self.rejected else self.registered()
-                await self.server.send(peer, answer)
-            elif isinstance(message, Heartbeat):
-                await self.server.send(peer, HeartbeatAck(epoch=self.epoch, known=self.known))
-            else:
-                self.heard.append(message)
-
-    def registered(self) -> Registered:
-        return Registered(epoch=self.epoch, heartbeat_seconds=0.05, timeout_seconds=self.timeout_seconds)
-
-
-class FakeWorker:
-    """What an agent calls back."""
-
-    def __init__(self, address: str) -> None:
-        self.handled: list[Any] = []
-        self.num_lost = 0
-        self.error: Exception | None = None
-        self.agent = WorkerAgent(address, INFO, self.handle, lambda: WorkerLoad(jobs=1), self.lost)
-
-    def handle(self, message: Any) -> None:
-        self.handled.append(message)
-        if self.error is not None:
-            raise self.error
-
-    def lost(self) -> None:
-        self.num_lost += 1
-
-    async def __aenter__(self) -> FakeWorker:
-        await self.agent.start(5)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.agent.stop()
-
-
-# ---- server and client
 
 
 @pytest.mark.parametrize("secret", [None, b"the shared secret"])
@@ -259,150 +156,3 @@ async def test_a_cancelled_close_still_ends_the_context() -> None:
     closing.cancel()
     await asyncio.wait([closing])
     await soon(lambda: plug.context.closed)
-
-
-# ---- the worker's agent
-
-
-async def test_an_agent_registers_heartbeats_passes_messages_and_says_goodbye() -> None:
-    async with FakeScheduler().running() as scheduler:
-        async with FakeWorker(scheduler.server.address) as worker:
-            assert worker.agent.registered
-            for job_id in ("a", "b", "c"):
-                await scheduler.server.send(b"decode-1", Release(job_id=job_id, reason="test"))
-            await soon(lambda: len(worker.handled) == 3)
-            assert [message.job_id for message in worker.handled] == ["a", "b", "c"]
-            worker.agent.send(Reserved(job_id="a", worker_id="decode-1"))
-            await soon(lambda: bool(scheduler.heard))
-        await soon(lambda: Goodbye(worker_id="decode-1") in scheduler.heard)
-        assert scheduler.registers == 1
-        assert worker.num_lost == 0
-
-
-async def test_an_agent_keeps_registering_until_a_scheduler_comes() -> None:
-    async with ControlServer(LOCAL) as probe:
-        address = probe.address
-    worker = FakeWorker(address)
-    starting = asyncio.create_task(worker.agent.start(5))
-    await asyncio.sleep(0.2)
-    async with FakeScheduler(address).running():
-        await starting
-        assert worker.agent.registered
-        await worker.agent.stop()
-    assert worker.num_lost == 0
-
-
-async def test_start_raises_the_rejection() -> None:
-    async with FakeScheduler().running() as scheduler:
-        scheduler.rejected = ErrorInfo.of(ConfigError("kv_format=k2v2 differs from raw"))
-        worker = FakeWorker(scheduler.server.address)
-        with pytest.raises(ConfigError, match="k2v2 differs"):
-            await worker.agent.start(5)
-        assert not worker.agent.registered
-
-
-async def test_start_gives_up_after_its_timeout() -> None:
-    worker = FakeWorker("tcp://127.0.0.1:9")
-    with pytest.raises(UnavailableError, match="no scheduler answered"):
-        await worker.agent.start(0.2)
-
-
-async def test_a_restarted_scheduler_loses_the_jobs_once_and_gets_the_worker_back() -> None:
-    async with FakeScheduler().running() as first:
-        worker = FakeWorker(first.server.address)
-        await worker.agent.start(5)
-    await soon(lambda: worker.num_lost == 1)
-    assert not worker.agent.registered
-    worker.agent.send(Reserved(job_id="a", worker_id="decode-1"))  # dropped: nobody knows the job
-    async with FakeScheduler(first.server.address, epoch="epoch-2").running() as second:
-        await soon(lambda: worker.agent.registered)
-        assert second.heard == []
-        await worker.agent.stop()
-    assert worker.num_lost == 1
-
-
-async def test_a_silent_scheduler_is_lost_once_and_registered_at_again() -> None:
-    async with FakeScheduler(timeout_seconds=0.3).running() as scheduler:
-        async with FakeWorker(scheduler.server.address) as worker:
-            await asyncio.sleep(0.5)
-            assert worker.num_lost == 0
-            scheduler.deaf = True
-            await soon(lambda: worker.num_lost == 1)
-            await asyncio.sleep(0.5)
-            assert worker.num_lost == 1
-            scheduler.deaf = False
-            await soon(lambda: worker.agent.registered)
-        assert worker.num_lost == 1
-
-
-@pytest.mark.parametrize("change", [{"epoch": "epoch-2"}, {"known": False}])
-async def test_a_scheduler_that_forgot_the_worker_gets_a_new_registration(change: dict[str, Any]) -> None:
-    async with FakeScheduler().running() as scheduler, FakeWorker(scheduler.server.address) as worker:
-        for name, value in change.items():
-            setattr(scheduler, name, value)
-        await soon(lambda: worker.num_lost == 1)
-        await soon(lambda: worker.agent.registered and scheduler.registers == 2)
-
-
-async def test_a_second_answer_to_register_drops_the_jobs() -> None:
-    async with FakeScheduler().running() as scheduler, FakeWorker(scheduler.server.address) as worker:
-        await scheduler.server.send(b"decode-1", scheduler.registered())
-        await soon(lambda: worker.num_lost == 1)
-        assert worker.agent.registered
-
-
-async def test_a_rejection_after_a_restart_is_logged_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
-    async with FakeScheduler().running() as scheduler, FakeWorker(scheduler.server.address) as worker:
-        scheduler.rejected = ErrorInfo.of(ConfigError("layout differs"))
-        scheduler.known = False
-        await soon(lambda: "layout differs" in caplog.text)
-        scheduler.rejected, scheduler.known = None, True
-        await soon(lambda: worker.agent.registered)
-        assert worker.num_lost == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "code"), [(RequestError("no pages"), "invalid_request"), (KeyError("bug"), "internal_error")]
-)
-async def test_a_failing_handler_fails_its_job_and_not_the_agent(
-    error: Exception, code: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING)
-    async with FakeScheduler().running() as scheduler, FakeWorker(scheduler.server.address) as worker:
-        worker.error = error
-        await scheduler.server.send(b"decode-1", Reserve(job=JOB, pages=1, prefill_worker="p"))
-        await soon(lambda: bool(scheduler.heard))
-        (failed,) = scheduler.heard
-        assert isinstance(failed, WorkerFailed)
-        assert (failed.job_id, failed.error.code) == ("job-1", code)
-        worker.error = None
-        await scheduler.server.send(b"decode-1", Release(job_id="job-1", reason="test"))
-        await soon(lambda: len(worker.handled) == 2)
-
-
-async def test_an_awaiting_handler_keeps_the_order_and_the_heartbeat() -> None:
-    seen: list[str] = []
-
-    async def slow(message: Any) -> None:
-        await asyncio.sleep(0.25 if message.job_id == "a" else 0)
-        seen.append(message.job_id)
-
-    lost: list[bool] = []
-    async with FakeScheduler(timeout_seconds=0.15).running() as scheduler:
-        agent = WorkerAgent(scheduler.server.address, INFO, slow, WorkerLoad, lambda: lost.append(True))
-        await agent.start(5)
-        for job_id in ("a", "b"):
-            await scheduler.server.send(b"decode-1", Release(job_id=job_id, reason="test"))
-        await soon(lambda: len(seen) == 2)
-        await agent.stop()
-        await agent.stop()
-    assert seen == ["a", "b"]
-    assert lost == []
-
-
-@pytest.mark.parametrize("secret", [None, b"a wrong secret"])
-async def test_a_worker_with_a_wrong_secret_is_told_at_once(secret: bytes | None) -> None:
-    async with ControlServer(LOCAL, b"right") as server:
-        agent = WorkerAgent(server.address, INFO, lambda _: None, WorkerLoad, lambda: None, secret)
-        with pytest.raises(HandshakeError, match="does not share our secret"):
-            await agent.start(10.0)
