@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -55,8 +54,7 @@ def serve(
     json: Annotated[Path | None, typer.Option(help="write summary, config and one record per request here")] = None,
 ) -> None:
     """Open-loop load on any OpenAI-compatible server: TTFT, TPOT, ITL, JCT, throughput and goodput."""
-    from rich.console import Console
-
+    from bench.console import table_console
     from bench.metrics import Limits
     from bench.report import print_summary, write_json
     from bench.serve import ServeOptions, run_serve
@@ -69,7 +67,7 @@ def serve(
             max_ttft=max_ttft, limits=Limits(slo_ttft, slo_tpot, slo_jct),
         )  # fmt: skip
         result = asyncio.run(run_serve(options, api_key))
-        print_summary(result.summary, Console())
+        print_summary(result.summary, table_console())
         if json:
             write_json(json, result.as_json())
     if result.interrupted:
@@ -102,8 +100,7 @@ def quality(
     json: Annotated[Path | None, typer.Option(help="write the figures here")] = None,
 ) -> None:
     """What the KV formats cost in quality: perplexity, KL and top-1 agreement against raw, recall, bytes."""
-    from rich.console import Console
-
+    from bench.console import table_console
     from bench.quality import QualityOptions, run_quality
     from bench.quality_report import print_quality
     from bench.report import write_json
@@ -121,7 +118,7 @@ def quality(
             threads=threads, seed=seed,
         )  # fmt: skip
         result = run_quality(options)
-        print_quality(result, Console())
+        print_quality(result, table_console())
         if json:
             write_json(json, result)
 
@@ -150,8 +147,7 @@ def kernels(
     gqa: Annotated[list[int] | None, typer.Option(help="with --compile: query heads per KV head; default 4 8")] = None,
 ) -> None:
     """Attention on codes against its rivals: time, bandwidth, share of the machine's bounds, error. Lists: --context 1024 4096."""
-    from rich.console import Console
-
+    from bench.console import table_console
     from bench.kernel_report import print_kernels
     from bench.kernels import KernelOptions, run_kernels
     from bench.plot import check_plot, write_plot
@@ -173,7 +169,7 @@ def kernels(
         if plot:
             check_plot(plot)
         result = run_kernels(options)
-        print_kernels(result, Console())
+        print_kernels(result, table_console())
         if json:
             write_json(json, result["records"])
         if plot:
@@ -183,15 +179,14 @@ def kernels(
 def _compile_kernels(
     archs: tuple[str, ...], formats: tuple[str, ...], gqa: tuple[int, ...], head_dim: int, json: Path | None
 ) -> None:
-    from rich.console import Console
-
     from bench.compile import DEFAULT_FORMATS, DEFAULT_GQA, compile_report, print_compiled
+    from bench.console import table_console
     from bench.report import check_writable, write_json
 
     if json:
         check_writable("json", json)
     records = compile_report(archs, formats or DEFAULT_FORMATS, gqa or DEFAULT_GQA, head_dim)
-    print_compiled(records, Console() if sys.stdout.isatty() else Console(width=160))
+    print_compiled(records, table_console())
     if json:
         write_json(json, records)
 
@@ -212,8 +207,7 @@ def predictors(
     json: Annotated[Path | None, typer.Option(help="write the figures here")] = None,
 ) -> None:
     """How well and how fast output lengths are predicted: held-out prompts, online from cold, refined while decoding."""
-    from rich.console import Console
-
+    from bench.console import table_console
     from bench.predictors import PredictorOptions, run_predictors
     from bench.predictors_report import print_predictors
     from bench.report import check_writable, write_json
@@ -226,7 +220,7 @@ def predictors(
             tokens=tokens, folds=folds, seed=seed, parts=tuple(part or PredictorOptions.parts),
         )  # fmt: skip
         result = run_predictors(options)
-        print_predictors(result, Console())
+        print_predictors(result, table_console())
         if json:
             write_json(json, result)
 

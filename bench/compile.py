@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.console import table_console
 from bench.sass import count_classes, main_loop, usage
 from bench.specimens import ARCHS, KERNELS, RAW_KERNELS, Specimen, compile_specimen, specimen
 from hack_kernels.page_format import PageFormat
@@ -172,11 +173,11 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(f"{arguments[0]} is not grid")
     if arguments:
         archs, gqa = grid_arguments(arguments[1:])
-        print_grid(compile_grid(archs, gqa=gqa), Console(width=160))
+        print_grid(compile_grid(archs, gqa=gqa), table_console())
         return
     made = compile_report()
     write_baseline(made)
-    print_compiled(made, Console(width=160))
+    print_compiled(made, table_console())
 
 
 if __name__ == "__main__":  # python -m bench.compile, or python -m bench.compile grid sm_90 4

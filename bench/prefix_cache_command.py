@@ -29,8 +29,7 @@ def prefix_cache(
     json: Annotated[Path | None, typer.Option(help="write the figures and one record per answer here")] = None,
 ) -> None:
     """Chats of several turns with the prefix cache and without it: bytes of KV cache that prefill sent, turn by turn."""
-    from rich.console import Console
-
+    from bench.console import table_console
     from bench.prefix_cache import PrefixCacheOptions, print_prefix_cache, run_prefix_cache
     from bench.report import check_writable, write_json
 
@@ -49,19 +48,18 @@ def prefix_cache(
             placement=placement, seed=seed,
         )  # fmt: skip
         result = run_prefix_cache(options)
-        print_prefix_cache(result, Console())
+        print_prefix_cache(result, table_console())
         if json:
             write_json(json, result)
 
 
 def _replay(trace: Path, workers: list[int], pool_pages: list[int]) -> dict[str, Any]:
-    from rich.console import Console
-
+    from bench.console import table_console
     from bench.prefix_trace import print_prefix_trace, run_prefix_trace
 
     for name, values in (("workers", workers), ("pool_pages", pool_pages)):
         if min(values) < 1:
             raise ConfigError(f"{name}={min(values)} is less than 1", param=name)
     result = run_prefix_trace(trace, workers, pool_pages)
-    print_prefix_trace(result, Console())
+    print_prefix_trace(result, table_console())
     return result

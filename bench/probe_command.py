@@ -26,8 +26,7 @@ def probe(
     json: Annotated[Path | None, typer.Option(help="write the figures here")] = None,
 ) -> None:
     """Trains a length probe on the hidden states of a model's own outputs, and says what it adds to predictions from the prompt."""
-    from rich.console import Console
-
+    from bench.console import table_console
     from bench.probe import ProbeOptions, print_probe, run_probe
     from bench.report import check_writable, write_json
 
@@ -40,6 +39,6 @@ def probe(
             kv_format=kv_format, threads=threads, seed=seed,
         )  # fmt: skip
         result = run_probe(options)
-        print_probe(result, Console())
+        print_probe(result, table_console())
         if json:
             write_json(json, result)

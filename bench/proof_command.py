@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from bench.console import table_console
 from bench.exits import config_errors
 
 NOTE_SECONDS = 10.0
-WIDTH = 180  # of tables where there is no terminal
 
 
 class Notes:
@@ -59,7 +58,7 @@ def proof(
             check_writable("json", json)
         if plot:
             check_plot(plot)
-        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+        console = table_console()
         result = run_proof(options, Notes(), lambda part: print_part(part, console))
         if json:
             write_json(json, result)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import describe_machine
+from bench.sim_failures import draw_failures
 from bench.sim_options import Case, SchedulerOptions
 from bench.sim_pauses import with_pauses
 from bench.sim_predictor import Remembered, warm_predictor
@@ -22,6 +23,7 @@ from scheduler.simulator import (
     CLUSTERS,
     LLAMA_8B,
     Arrivals,
+    Failure,
     Figures,
     SimCluster,
     Simulation,
@@ -37,7 +39,8 @@ FIGURES = (
     "throughput_tokens_per_second", "gigabytes_shipped", "held_share",
 )  # fmt: skip
 _PLAN_SAMPLE, _SATURATION_SAMPLE = 500, 2000
-HEARTBEAT_SECONDS = SchedulerConfig().heartbeat_seconds
+LIVE = SchedulerConfig()
+HEARTBEAT_SECONDS = LIVE.heartbeat_seconds
 Record = dict[str, Any]
 
 
@@ -71,15 +74,24 @@ class Grid:
             cluster,
             load,
             Arrivals(arrivals),
-            config=patient_config(policy=case.policy, placement=case.placement),
+            config=patient_config(policy=case.policy, placement=case.placement, **self._notices()),
             kv_format=case.kv_format,
             predictor=predictor if options.frozen else deepcopy(predictor),
             learns=not options.frozen,
+            failures=self._failures(cluster, arrivals[-1], seed),
             heartbeat_seconds=HEARTBEAT_SECONDS,
             named_devices=options.named_devices,
             prefix_cache=options.prefix_cache,
         )
         return _record(case, seed, rate, cluster, summarize(simulation.run(), options.slo))
+
+    def _notices(self) -> dict[str, float]:
+        """Where workers fail, the scheduler notices it as soon as a live one does."""
+        return {"worker_timeout_seconds": LIVE.worker_timeout_seconds} if self.options.failures else {}
+
+    def _failures(self, cluster: SimCluster, until: float, seed: int) -> list[Failure]:
+        workers = [spec.worker_id for spec in cluster.workers]
+        return draw_failures(workers, self.options.failures, self.options.failure_seconds, until, seed)
 
     def _predictor(self, name: str, workload: str, seed: int) -> Guarded | None:
         options = self.options

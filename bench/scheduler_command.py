@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from bench.console import table_console
 from bench.exits import config_errors
 from packhorse.errors import ConfigError
 
@@ -38,6 +38,8 @@ def scheduler(
     tool_pauses: Annotated[
         float, typer.Option(metavar="SHARE", help="requests that declare a tool pause, 0 to 1; --load is without them")
     ] = 0.0,
+    failures: Annotated[int, typer.Option(help="workers that vanish during a run, at random times")] = 0,
+    failure_seconds: Annotated[float, typer.Option(help="until a vanished worker is back, empty")] = 30.0,
     named_devices: Annotated[
         bool,
         typer.Option("--named-devices", help="workers name their GPUs: the scheduler starts from their true costs"),
@@ -81,8 +83,8 @@ def scheduler(
             return
         single = {
             "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
-            "arrivals": arrivals, "frozen": frozen, "tool_pauses": tool_pauses, "named_devices": named_devices,
-            "prefix_cache": prefix_cache,
+            "arrivals": arrivals, "frozen": frozen, "tool_pauses": tool_pauses, "failures": failures,
+            "failure_seconds": failure_seconds, "named_devices": named_devices, "prefix_cache": prefix_cache,
         }  # fmt: skip
         _run_grid({**single, **given}, (slo_ttft, slo_tpot), json, plot, saturation=saturation)
 
@@ -99,7 +101,7 @@ def _run_scale(json: Path | None) -> None:
 
     calm_collector()  # as the live scheduler's process does
     result = run_scale(ScaleOptions())
-    print_scale(result, Console())
+    print_scale(result, table_console())
     _write(json, result)
 
 
@@ -110,7 +112,7 @@ def _run_heterogeneous(json: Path | None) -> None:
     if json:
         check_writable("json", json)
     result = run_hetero()
-    print_hetero(result, Console())
+    print_hetero(result, table_console())
     _write(json, result)
 
 
@@ -118,7 +120,7 @@ def _run_against_live(repeats: int, json: Path | None) -> None:
     from bench.sim_live import LiveOptions, print_live, run_live
 
     result = run_live(LiveOptions(repeats=repeats))
-    print_live(result, Console())
+    print_live(result, table_console())
     _write(json, result)
 
 
@@ -135,7 +137,7 @@ def _run_grid(
     if plot:
         check_plot(plot)
     result = run_saturation(options) if saturation else run_scheduler(options)
-    print_saturation(result, Console()) if saturation else print_scheduler(result, Console())
+    print_saturation(result, table_console()) if saturation else print_scheduler(result, table_console())
     _write(json, result)
     if plot and not saturation:
         write_plots(plot, result)

@@ -37,6 +37,7 @@ class SchedulerOptions:
     `frozen`: predictors do not learn from the requests of the run. `load_of` names the KV format whose saturation loads refer to;
     None: each case's own. `tool_pauses` is the share of the requests that declare one; saturation is measured without them.
     `prefix_cache`: decode workers keep the pages of prompts, where the workload says which begin alike; saturation is measured without.
+    `failures` of a run's workers are drawn by its seed; each is silent for `failure_seconds`, then comes back empty.
     `named_devices`: workers name their GPUs, and the scheduler starts from the planner's figures of them.
     """
 
@@ -55,6 +56,8 @@ class SchedulerOptions:
     arrivals: str = "poisson"
     frozen: bool = False
     tool_pauses: float = 0.0
+    failures: int = 0
+    failure_seconds: float = 30.0
     named_devices: bool = False
     prefix_cache: bool = True
     slo: Slo = field(default_factory=Slo)
@@ -80,7 +83,9 @@ class SchedulerOptions:
             raise ConfigError(
                 f"tool_pauses={self.tool_pauses} is no share of the requests, 0 to 1", param="tool_pauses"
             )
-        for name in ("requests", "seeds", "max_batch", "load", "rate"):
+        if self.failures < 0:
+            raise ConfigError(f"failures={self.failures} is negative", param="failures")
+        for name in ("requests", "seeds", "max_batch", "load", "rate", "failure_seconds"):
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
                 if number is not None and not number > 0:
