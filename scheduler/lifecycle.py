@@ -122,9 +122,9 @@ class Lifecycle:
             self._send(pair.decode.peer, reserve)
 
     def _startable(self, now: float) -> Iterator[TrackedJob]:
-        """The queue in its order, as far as prefill workers have places."""
+        """The queue in its order, as far as prefill workers have places; nothing is counted until it is read."""
         places = sum(worker.info.max_jobs - worker.device_jobs for worker in self._workers.of_role("prefill"))
-        return islice(self._policy.upcoming(now), places)
+        yield from islice(self._policy.upcoming(now), places)
 
     def _startable_head(self, now: float) -> TrackedJob | None:
         """The head of the queue, if it needs a decode worker and some prefill worker would take it."""
