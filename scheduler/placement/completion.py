@@ -7,8 +7,8 @@ transfer  the prompt's pages that the decode worker does not hold already, and t
 decode    n - 1 steps of the batch with the job in it, each over the batch's mean context
 
 The pair is chosen by completion plus what the job costs the others: what it adds to each step of the jobs beside it, its time times
-the share of the pool's pages that would then be reserved, and the time that its bytes take of both workers' ports times the jobs whose
-bytes go through them too. After the routing idea of arXiv 2504.15303 (compute and memory are separate
+the share of the pool's pages that would then be reserved, and the time that its bytes take of either worker's port times the jobs whose
+bytes have yet to go through it. After the routing idea of arXiv 2504.15303 (compute and memory are separate
 capacities; route by predicted length on workers of unlike speed), whose formulas were not to be found: the terms are ours. That a
 job is charged for slowing the others down keeps fast workers from filling up until they are as slow as the slow ones; the share of pages
 steers towards memory when steps are alike. What a port takes is known from the NICs as the workers state them: samples show only what
@@ -138,7 +138,7 @@ class PredictedCompletion(Placement):
                 ready = (queue if queue > wait else wait) + seconds
                 if ready + rest < least:  # else it is too late whatever the transfer takes
                     ship = transfer_seconds(prefill_id, decode_id, size)
-                    on_ports = size * (way_out if way_out > way_in else way_in) * (outbound + inbound)
+                    on_ports = size * (way_out * outbound + way_in * inbound)
                     cost = ready + ship + rest + on_ports
                     if cost < least:
                         least, found = cost, (prefill, decode, ship, on_ports)

@@ -21,14 +21,11 @@ class Port:
 
 
 def ship(source: Port, target: Port, num_bytes: int, ready_at: float, done_at: float, last_bytes: int) -> float:
-    """When the last of `num_bytes` has arrived; takes both ports for as long as the bytes need.
+    """When the last of `num_bytes` has arrived; takes each port for as long as the bytes need of it.
 
+    Streams to several receivers share the sender's port and do not wait for each other's receivers: live, each has a connection of its own.
     The bytes become ready evenly from `ready_at` (the first layer of the first chunk) to `done_at` (the end of prefill), so that
     shipping overlaps prefill: what cannot overlap are the `last_bytes`, those of the last layer of the last chunk.
     """
-    rate = min(source.bytes_per_second, target.bytes_per_second)
-    start = max(ready_at, source.free_at, target.free_at)
-    source.free_at = target.free_at = start + num_bytes / rate
-    source.bytes_total += num_bytes
-    target.bytes_total += num_bytes
-    return max(start + num_bytes / rate, done_at + last_bytes / rate)
+    through = max(port.copy(num_bytes, ready_at) for port in (source, target))
+    return max(through, done_at + last_bytes / min(source.bytes_per_second, target.bytes_per_second))

@@ -209,31 +209,17 @@ def ports() -> tuple[Workers, CostModel]:
 
 def test_a_slow_port_is_spared_while_others_need_it() -> None:
     workers, cost = ports()
-    job = believed("new", 100, prompt_tokens=400)
-    placement = PredictedCompletion(cost)
-    pair = placement.choose(job, workers)
-    assert pair is not None
-    assert pair.decode is workers.get("d0"), "it is through before anyone comes"
-    assert "costs others 0.0" in pair.why
-    prefill = workers.get("p0")
-    assert prefill is not None
-    for i in range(3):
-        prefill.hold(believed(f"h{i}", 100, prompt_tokens=1))
-    pair = placement.choose(job, workers)
-    assert pair is not None
-    assert pair.decode is workers.get("d1"), "the three that are behind would wait for its bytes"
-
-
-def test_a_port_is_free_of_what_has_arrived() -> None:
-    workers, cost = ports()
-    d0 = workers.get("d0")
+    d0, placement, new = workers.get("d0"), PredictedCompletion(cost), believed("new", 100, prompt_tokens=400)
     assert d0 is not None
-    placement, new = PredictedCompletion(cost), believed("new", 100, prompt_tokens=400)
+    pair = placement.choose(new, workers)
+    assert pair is not None
+    assert pair.decode is d0, "it is through before anyone comes"
+    assert "costs others 0.0" in pair.why
     for i in range(3):
         d0.hold(believed(f"h{i}", 100))
     pair = placement.choose(new, workers)
     assert pair is not None
-    assert pair.decode is workers.get("d1")
+    assert pair.decode is workers.get("d1"), "the three that are on their way would wait for its bytes"
     for i in range(3):
         d0.arrived(f"h{i}")
     pair = placement.choose(new, workers)
