@@ -6,6 +6,8 @@ Where a closed loop keeps every place taken, placements hardly differ. Users do 
 - the throughput of a batch: all requests at once, output tokens over the time until the last one is done, the measure of offline use;
 - the mean JCT at the rate that round robin still sustains for the lower share.
 
+Round robin is taken in two forms: `round-robin` binds a job to workers when it starts, so one central queue serves whoever has room;
+`bound-round-robin` binds it when it arrives, as balancers without a queue of their own do, and as published comparisons commonly mean.
 Roles and degrees of every machine are the planner's, the same for all placements. Knows nothing of the command line.
 """
 
@@ -39,21 +41,22 @@ from scheduler.simulator import (
 )
 
 CLUSTERS = Path(__file__).parent.parent / "examples" / "clusters"
+Case = tuple[str, str]  # placement, predictor
 BASE = "round-robin"
+BASES: tuple[Case, ...] = ((BASE, "none"), ("bound-round-robin", "none"))
 _PLAN_SAMPLE = 500
 _PRECISION = 1.03  # of the rates found
 _LEAST_RATE, _MOST_RATE = 0.5, 1e4  # searched; above that a run is over before a queue can build up
 _FIRST_GUESS, _NEAR = 40.0, 1.1  # where the search starts, and its steps from another seed's rate
 Record = dict[str, Any]
-Case = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class HeteroOptions:
-    """`targets`: how much more than round robin is aimed at, by cluster file. `cases`: placement, and predictor (none, oracle)."""
+    """`targets`: how much more than round robin is aimed at, by cluster file. `cases` come after BASES; predictors are none or oracle."""
 
     targets: tuple[tuple[str, float], ...] = (("two-tier", 0.30), ("mixed", 1.00))
-    cases: tuple[tuple[str, str], ...] = ((BASE, "none"), ("predicted", "oracle"))
+    cases: tuple[Case, ...] = (("least-loaded", "none"), ("predicted", "none"), ("predicted", "oracle"))
     kv_formats: tuple[str, ...] = ("raw", "k4v2")
     requests: int = 1500
     seeds: int = 5
@@ -67,7 +70,7 @@ def run_hetero(options: HeteroOptions | None = None, done: Callable[[Record], No
     records = []
     for kv_format, (name, target) in product(options.kv_formats, options.targets):
         trial = _Trial(options, name, kv_format)
-        for seed, case in product(range(options.seeds), options.cases):
+        for seed, case in product(range(options.seeds), (*BASES, *options.cases)):
             record = {"target": target, **trial.record(case, seed)}
             records.append(record)
             done(record)
@@ -161,7 +164,7 @@ def _cluster(name: str, kv_format: str) -> SimCluster:
 
 
 def print_hetero(result: Record, console: Console) -> None:
-    """A table for each format: means over the seeds with half their range, gains over round robin on the same seed with theirs."""
+    """A table for each format: means over the seeds with half their range; gains over either round robin, with the seeds' range."""
     for kv_format in result["options"]["kv_formats"]:
         records = [record for record in result["records"] if record["kv_format"] == kv_format]
         console.print(_table(kv_format, records, result["options"]))
@@ -178,20 +181,15 @@ def _table(kv_format: str, records: list[Record], options: dict[str, Any]) -> Ta
     table = Table("cluster", "placement", "lengths", *(head for _, head in measures), "target", title=title)
     for column in table.columns[3:]:
         column.justify = "right"
+    keys = [key for key, _ in measures]
     for name, target in options["targets"]:
-        for case in options["cases"]:
-            keys = [key for key, _ in measures]
-            table.add_row(name, *case, *_cells(records, name, case, keys), f"{target:+.0%}")
+        for case in (*BASES, *map(tuple, options["cases"])):
+            mine = _of(records, name, case)
+            table.add_row(name, *case, *(_spread([record[key] for record in mine]) for key in keys), "")
+            for base in BASES if case not in BASES else ():
+                gains = (_gain(mine, _of(records, name, base), key) for key in keys)
+                table.add_row("", f"  over {base[0]}", "", *gains, f"{target:+.0%}")
     return table
-
-
-def _cells(records: list[Record], cluster: str, case: Case, keys: list[str]) -> list[str]:
-    mine, base = (_of(records, cluster, each) for each in (case, (BASE, "none")))
-    cells = []
-    for key in keys:
-        pairs = [(one[key], other[key]) for one, other in zip(mine, base, strict=True)]
-        cells.append(_spread([one for one, _ in pairs]) + ("" if case[0] == BASE else _gain(pairs)))
-    return cells
 
 
 def _of(records: list[Record], cluster: str, case: Case) -> list[Record]:
@@ -208,8 +206,10 @@ def _spread(values: list[float]) -> str:
     return f"{mean:,.0f} ± {half:,.0f}" if mean >= 1000 else f"{mean:.1f} ± {half:.1f}"
 
 
-def _gain(pairs: list[tuple[float, float]]) -> str:
-    if any(other == 0 for _, other in pairs):
-        return ""
-    gains = [one / other - 1 for one, other in pairs]
-    return f" ({sum(gains) / len(gains):+.0%}: {min(gains):+.0%} to {max(gains):+.0%})"
+def _gain(mine: list[Record], base: list[Record], key: str) -> str:
+    """The quotient of the means, and the least and the most of any seed."""
+    if any(record[key] == 0 for record in base):
+        return "none to compare with"
+    gains = [one[key] / other[key] - 1 for one, other in zip(mine, base, strict=True)]
+    mean = sum(record[key] for record in mine) / sum(record[key] for record in base) - 1
+    return f"{mean:+.0%} ({min(gains):+.0%} to {max(gains):+.0%})"

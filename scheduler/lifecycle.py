@@ -99,10 +99,19 @@ class Lifecycle:
         while (job := self._policy.head(now)) is not None:
             pair = self._placement.choose(job, self._workers, now, len(self._policy))
             if pair is None:
-                if job.needs_decode and self._placement.has_prefill_for(job):
+                if self._placement.binds:
+                    self._place_bound(now)
+                elif job.needs_decode and self._placement.has_prefill_for(job):
                     self.preemption.make_room(job, self._startable(now), now)
                 return
             self._place(job, pair, now)
+
+    def _place_bound(self, now: float) -> None:
+        """Those behind a head that waits for its own workers, in order of arrival."""
+        for job in list(self._policy.queued()):
+            pair = self._placement.choose(job, self._workers, now, len(self._policy))
+            if pair is not None:
+                self._place(job, pair, now)
 
     def _place(self, job: TrackedJob, pair: Pair, now: float) -> None:
         self._policy.remove(job.job_id)

@@ -100,6 +100,10 @@ class Worker:
         """Whether that fits now: for many workers asked for one job."""
         return pages <= self.room and context_tokens <= self.info.max_context_tokens
 
+    def could_have_room(self, pages: int, context_tokens: int) -> bool:
+        """Whether that fits the worker when it is empty."""
+        return pages <= self.info.capacity_pages and context_tokens <= self.info.max_context_tokens
+
     def fits_on_device(self, job: TrackedJob) -> bool:
         """Whether its pages and a place in the batch are free."""
         pages, _ = self.needs(job)

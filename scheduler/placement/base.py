@@ -32,6 +32,7 @@ class Placement(ABC):
 
     name: ClassVar[str]
     waits: ClassVar[bool] = False  # whether it may let a job wait though there is a pair with room
+    binds: ClassVar[bool] = False  # whether each job waits for workers of its own, and holds up none that has others
 
     def __init__(self, cost: CostModel | None = None) -> None:
         self.cost = cost or CostModel()

@@ -12,7 +12,7 @@ from scheduler.simulator import Slo
 
 OPTIONS = HeteroOptions(
     targets=(("two-tier", 0.0),),
-    cases=(("round-robin", "none"), ("predicted", "oracle")),
+    cases=(("predicted", "oracle"),),
     kv_formats=("raw",),
     requests=150,
     seeds=1,
@@ -23,8 +23,13 @@ OPTIONS = HeteroOptions(
 
 def test_a_rate_is_found_for_each_case_and_the_gain_is_shown() -> None:
     result = run_hetero(OPTIONS)
-    base, predicted = result["records"]
-    assert [record["placement"] for record in (base, predicted)] == ["round-robin", "predicted"]
+    base, bound, predicted = result["records"]
+    assert [record["placement"] for record in (base, bound, predicted)] == [
+        "round-robin",
+        "bound-round-robin",
+        "predicted",
+    ]
+    assert bound["slo_70_requests_per_second"] > 0
     assert predicted["slo_70_requests_per_second"] > 1.1 * base["slo_70_requests_per_second"] > 0
     assert predicted["mean_jct_seconds"] < base["mean_jct_seconds"]
     assert predicted["at_requests_per_second"] == base["slo_70_requests_per_second"]
@@ -32,8 +37,9 @@ def test_a_rate_is_found_for_each_case_and_the_gain_is_shown() -> None:
     console = Console(width=200, record=True, quiet=False)
     print_hetero(result, console)
     shown = console.export_text()
-    gain = predicted["slo_70_requests_per_second"] / base["slo_70_requests_per_second"] - 1
-    assert f"({gain:+.0%}: " in shown
+    for other in (base, bound):
+        gain = predicted["slo_70_requests_per_second"] / other["slo_70_requests_per_second"] - 1
+        assert f"{gain:+.0%} ({gain:+.0%} to {gain:+.0%})" in shown
 
 
 @pytest.mark.parametrize("other", [["--scale"], ["--policy", "fcfs"]])
