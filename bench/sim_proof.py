@@ -85,7 +85,13 @@ class Runs:
     def __init__(
         self, options: ProofOptions, done: Callable[[Record], None], cluster: str = "a100", max_batch: int | None = None
     ) -> None:
-        shared = SchedulerOptions(requests=options.requests, cluster=cluster, max_batch=max_batch, frozen=True)
+        shared = SchedulerOptions(
+            requests=options.requests,
+            cluster=cluster,
+            max_batch=max_batch,
+            frozen=True,
+            prefix_cache=False,  # these clusters' transfers hide behind prefill, so it would cost time and change nothing
+        )
         self.grid, self.seeds, self._lengths, self._done = Grid(shared), options.seeds, options.lengths, done
         self.grid.source, self.grid.predictor = _lessons(options.requests)
         self.records: list[Record] = []

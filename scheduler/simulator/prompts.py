@@ -63,25 +63,16 @@ class BlockPrompt(Sequence[int]):
     def __getitem__(self, index: slice) -> Sequence[int]: ...
 
     def __getitem__(self, index: int | slice) -> int | Sequence[int]:
-        places = range(self.num_tokens)[index]
-        if isinstance(places, int):
-            return self._token(places)
-        if places.step != 1:
-            return [self._token(place) for place in places]
-        return self._run(places.start, places.stop)
+        if isinstance(index, int):
+            return self._token(range(self.num_tokens)[index])
+        start, stop, step = index.indices(self.num_tokens)
+        if step == 1 and start // self.block_tokens == (stop - 1) // self.block_tokens:  # as nearly all pages are
+            return range(self._token(start), self._token(start) + stop - start)
+        return [self._token(place) for place in range(start, stop, step)]
 
     def _token(self, place: int) -> int:
         block, offset = divmod(place, self.block_tokens)
         return self.blocks[block] * self.block_tokens + offset
-
-    def _run(self, start: int, stop: int) -> list[int]:
-        """Tokens that follow each other, block by block."""
-        tokens: list[int] = []
-        while start < stop:
-            first, count = self._token(start), min(stop - start, self.block_tokens - start % self.block_tokens)
-            tokens += range(first, first + count)
-            start += count
-        return tokens
 
 
 class SimOracle(Predictor):
