@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from packhorse.config import SchedulerConfig
@@ -155,7 +154,7 @@ class SchedulerCore:
             jobs_total=dict(self.totals),
             queue_seconds=max(queued, default=0.0),
             preemptions_total=self._life.num_preemptions,
-            predictions={kind: PredictionErrors(**asdict(summary)) for kind, summary in errors.items()},
+            predictions={kind: PredictionErrors(**vars(summary)) for kind, summary in errors.items()},
         )
 
     # ---- workers

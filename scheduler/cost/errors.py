@@ -26,15 +26,20 @@ class ErrorWindow:
     def __init__(self, size: int = 256) -> None:
         self._errors: deque[float] = deque(maxlen=size)
         self._total = 0
+        self._summary: ErrorSummary | None = ErrorSummary(0, 0, 0.0, 0.0, 0.0)  # asked for far oftener than it changes
 
     def add(self, predicted: float, actual: float) -> None:
         """`actual` must be positive."""
         self._errors.append((predicted - actual) / actual)
         self._total += 1
+        self._summary = None
 
     def summary(self) -> ErrorSummary:
-        if not self._errors:
-            return ErrorSummary(0, 0, 0.0, 0.0, 0.0)
+        if self._summary is None:
+            self._summary = self._summarize()
+        return self._summary
+
+    def _summarize(self) -> ErrorSummary:
         signed, absolute = sorted(self._errors), sorted(map(abs, self._errors))
         return ErrorSummary(
             count=len(signed),
