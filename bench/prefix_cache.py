@@ -44,7 +44,7 @@ class PrefixCacheOptions:
     decode: int = 1
     max_tokens: int = 64
     kv_format: str = DEFAULT_KV_FORMAT
-    placement: str = "least-loaded"
+    placement: str = "predicted"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ def prefix_cache(
     decode: Annotated[int, typer.Option(help="decode workers")] = 1,
     max_tokens: Annotated[int, typer.Option(help="most tokens of an answer")] = 64,
     kv_format: Annotated[str, typer.Option(help="page format")] = DEFAULT_KV_FORMAT,
-    placement: Annotated[str, typer.Option(help="how a pair of workers is chosen")] = "least-loaded",
+    placement: Annotated[str, typer.Option(help="how a pair of workers is chosen")] = "predicted",
     seed: Annotated[int, typer.Option(help="of the questions")] = 0,
     trace: Annotated[
         Path | None, typer.Option(help="no cluster: a trace with hash_ids (JSONL) through the stores of --workers")

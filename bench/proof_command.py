@@ -44,7 +44,7 @@ def proof(
         Path | None, typer.Option(help="write PNG and SVG of the grid into this folder; needs matplotlib")
     ] = None,
 ) -> None:
-    """The packhorse policy and packed pages against their targets, simulated; needs PACKHORSE_DATA. The grid takes an hour."""
+    """The packhorse policy and packed pages against their targets, simulated; needs PACKHORSE_DATA. The grid takes more than an hour."""
     from bench.report import check_writable, write_json
     from bench.sim_plot import check_plot, write_plots
     from bench.sim_proof import ProofOptions, run_proof

@@ -39,7 +39,7 @@ class SchedulerConfig(ProcessConfig):
 
     bind: str = DEFAULT_CONTROL
     policy: str = "packhorse"
-    placement: str = "least-loaded"
+    placement: str = "predicted"
     predictor: str = Field(default="learned", description="what predicts output lengths, or none")
     embedding: str | None = None
     embedding_tokenizer: str | None = None

@@ -44,7 +44,7 @@ class ClusterConfig(ProcessConfig):
     decode: int = Field(default=1, ge=1, le=64)
     link: Literal["tcp", "zmq", "ucx"] = "zmq"
     policy: str = "packhorse"
-    placement: str = "least-loaded"
+    placement: str = "predicted"
     predictor: str = "learned"
     embedding: str | None = None
     embedding_tokenizer: str | None = None

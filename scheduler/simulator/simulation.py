@@ -35,12 +35,13 @@ TICK_SECONDS = 1.0
 def patient_config(**fields: Any) -> SchedulerConfig:
     """A scheduler that sheds nothing and counts nobody as silent, so that policies are compared on all requests.
 
-    First come, first served unless `fields` say otherwise; a predictor is the simulation's to bring. Raises ConfigError for a field that is
-    unknown or wrong.
+    First come, first served, onto the least loaded pair, unless `fields` say otherwise; a predictor is the simulation's to bring. Raises
+    ConfigError for a field that is unknown or wrong.
     """
     never = {"queue_seconds": DAY_SECONDS, "prefill_seconds": DAY_SECONDS, "decode_seconds": DAY_SECONDS}
     open_door = {"max_queue": 1_000_000_000, "shed": False, "worker_timeout_seconds": 1e9}
-    return build(SchedulerConfig, {"policy": "fcfs", "predictor": "none", **never, **open_door, **fields})
+    plain = {"policy": "fcfs", "placement": "least-loaded", "predictor": "none"}
+    return build(SchedulerConfig, {**plain, **never, **open_door, **fields})
 
 
 class Simulation:

@@ -21,10 +21,11 @@ GOOD = "machines: [{name: a, gpu: A10G, gpus: 4}]"
 
 def test_the_example_clusters_load(clusters: Path) -> None:
     mild, strong = load_cluster(clusters / "two-tier.yaml"), load_cluster(clusters / "mixed.yaml")
-    slow = load_cluster(clusters / "slow-network.yaml")
+    slow, alike = load_cluster(clusters / "slow-network.yaml"), load_cluster(clusters / "alike.yaml")
     assert [machine.name for machine in mild.machines] == ["a100-0", "a100-1", "a10g-0", "a10g-1"]
     assert len({machine.gpu for machine in strong.machines}) == 5
     assert {(machine.gpu, machine.gpus, machine.nic_gbps) for machine in slow.machines} == {("A100-80GB", 4, 25.0)}
+    assert {(machine.gpu, machine.gpus, machine.nic_gbps) for machine in alike.machines} == {("A100-80GB", 4, 400.0)}
 
 
 def test_defaults_counts_and_own_devices(write: Write) -> None:
