@@ -222,10 +222,12 @@ class PredictedCompletion(Placement):
 
     def _near_decodes(self, job: TrackedJob) -> list[_Side]:
         """The best of those near, and of those that hold most of the prompt already, however they are loaded."""
-        near = self._near("decode", job)
+        best = _least(self._decodes(job, self._near("decode", job)))
         holders = self._workers.prefix_holders(job) if self._workers is not None else []
-        others = [worker for worker in holders if worker not in near and worker.has_room_for(job)]
-        best = _least(self._decodes(job, near))
+        if not holders:
+            return best
+        tried = {side[1] for side in best}
+        others = [worker for worker in holders if worker.worker_id not in tried and worker.has_room_for(job)]
         return [*best, min(self._decodes(job, others))] if others else best
 
     # ---- the groups

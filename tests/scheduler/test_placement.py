@@ -255,11 +255,15 @@ def test_unknown_names_are_refused_with_those_that_are_known(field: str) -> None
         Bench(**{field: "nope"})
 
 
-def test_pages_that_a_decode_worker_holds_are_not_charged() -> None:
+@pytest.mark.parametrize(
+    "capacities", [[1000] * 4, [1001, 1002, 1003, 1000, 1004]], ids=["alike", "each a group of its own"]
+)
+def test_pages_that_a_decode_worker_holds_are_not_charged(capacities: list[int]) -> None:
     """Over a slow network the worker that holds the prompt's pages is taken, though another has fewer jobs."""
     cost = CostModel()
     prior = WorkerPrior(prefill=(0.01, 1e-4, 0.0), decode=(0.01, 0.0, 1e-3), transfer=(1e-3, 1e-5))
-    infos = [prefill_info("p0"), *(decode_info(f"d{i}", max_jobs=64, capacity_pages=1000) for i in range(4))]
+    decodes = (decode_info(f"d{i}", max_jobs=64, capacity_pages=pages) for i, pages in enumerate(capacities))
+    infos = [prefill_info("p0"), *decodes]
     for info in infos:
         cost.add(info.worker_id, prior)
     workers = registry(*infos)
