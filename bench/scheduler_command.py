@@ -11,8 +11,11 @@ from bench.console import table_console
 from bench.exits import config_errors
 from packhorse.errors import ConfigError
 
+_ALONE = ("scale", "against_live", "heterogeneous")
+
 
 def scheduler(
+    context: typer.Context,
     workload: Annotated[
         list[str] | None, typer.Option(help="synthetic, alpaca, azure-conv, azure-code, mooncake, arxiv, or a file")
     ] = None,
@@ -73,13 +76,7 @@ def scheduler(
     given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
     with config_errors():
         if scale or against_live or heterogeneous:
-            _check_alone(scale + against_live + heterogeneous, tuple(given))
-            if scale:
-                _run_scale(json)
-            elif heterogeneous:
-                _run_heterogeneous(json)
-            else:
-                _run_against_live(repeats, json)
+            _run_alone(context, repeats, json)
             return
         single = {
             "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
@@ -89,10 +86,25 @@ def scheduler(
         _run_grid({**single, **given}, (slo_ttft, slo_tpot), json, plot, saturation=saturation)
 
 
-def _check_alone(count: int, given: tuple[str, ...]) -> None:
-    if count > 1 or given:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given) or f"{count} of them"
-        raise ConfigError(f"--scale, --against-live and --heterogeneous stand alone; given: {flags}")
+def _run_alone(context: typer.Context, repeats: int, json: Path | None) -> None:
+    """One of the runs that have their own workloads and clusters. A flag that would have no effect is refused."""
+    given = [name for name in context.params if _is_given(context, name)]
+    alone = [name for name in given if name in _ALONE]
+    heard = {*alone[:1], "json", *(["repeats"] if alone == ["against_live"] else [])}
+    if others := [name for name in given if name not in heard]:
+        flags = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise ConfigError(f"--{alone[0].replace('_', '-')} stands alone; given beside it: {flags}")
+    if alone[0] == "scale":
+        _run_scale(json)
+    elif alone[0] == "heterogeneous":
+        _run_heterogeneous(json)
+    else:
+        _run_against_live(repeats, json)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _run_scale(json: Path | None) -> None:

@@ -42,8 +42,11 @@ def test_a_rate_is_found_for_each_case_and_the_gain_is_shown() -> None:
         assert f"{gain:+.0%} ({gain:+.0%} to {gain:+.0%})" in shown
 
 
-@pytest.mark.parametrize("other", [["--scale"], ["--policy", "fcfs"]])
+@pytest.mark.parametrize(
+    "other", [["--scale"], ["--policy", "fcfs"], ["--requests", "10"], ["--failures", "1"], ["--repeats", "1"]]
+)
 def test_it_stands_alone(other: list[str]) -> None:
     result = CliRunner().invoke(app, ["scheduler", "--heterogeneous", *other])
     assert result.exit_code == 2
-    assert "stand alone" in result.output
+    assert "stands alone; given beside it: --" in result.output
+    assert other[0].removeprefix("--") in result.output
