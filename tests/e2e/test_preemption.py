@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from scheduler.jobs import TrackedJob
 from tests.e2e.conftest import MakeSystem
+from tests.waiting import until
 from transport.messages import Preempt, Resume
 
 LONG = [5 + i % 900 for i in range(200)]
@@ -76,6 +78,12 @@ async def test_cancelled_and_finished_in_any_order_nothing_is_left(system: MakeS
         assert (load.jobs, load.pages_used, load.residuals_used, load.host_pages_used) == (0, 0, 0, 0)
 
 
+async def _until_gone_on(job: TrackedJob) -> None:
+    """Until the scheduler has heard that the job went beyond what it had when it was last dropped: before, it is not dropped again."""
+    had = len(job.replay.tokens) if job.replay is not None else 0
+    await until(lambda: job.progress.generated >= had + 5, 60.0)
+
+
 @pytest.mark.parametrize("kv_format", ["raw", "k4v2"])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "presence_penalty": 0.5, "seed": 5, "logprobs": 1}])
 async def test_a_job_that_was_dropped_again_and_again_says_the_same(
@@ -83,14 +91,15 @@ async def test_a_job_that_was_dropped_again_and_again_says_the_same(
 ) -> None:
     """Without host memory every long job is dropped for a short one, and goes on on whatever worker has room."""
     config: dict[str, Any] = {"pool_pages": 6, "host_bytes": 0, "dtype": "float32"}
-    async with system(
-        kv_format=kv_format, decode=config, scheduler={"policy": "srpt-oracle", "predictor": "none"}
-    ) as s:
+    scheduling = {"policy": "srpt-oracle", "predictor": "none", "heartbeat_seconds": 0.05}
+    async with system(kv_format=kv_format, decode=config, scheduler=scheduling) as s:
         alone = await s.client.run(LONG, max_tokens=190, **sampling)
         long = s.client.job(LONG, max_tokens=190, **sampling)  # its 6 pages fill the pool
         await s.client.submit(long)
-        for at_least in (5, 60):
-            await s.client.tokens(long.job_id, at_least=at_least)
+        await s.client.tokens(long.job_id)
+        tracked = s.scheduler.core.jobs[long.job_id]
+        for _ in range(2):
+            await _until_gone_on(tracked)
             short = s.client.job(SHORT, max_tokens=10)
             await s.client.submit(short)
             await s.client.end(short.job_id)

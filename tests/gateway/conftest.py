@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -18,6 +18,7 @@ from gateway.service import Service
 from model.text import Tokenizer, load_tokenizer
 from packhorse.config import GatewayConfig
 from tests.gateway.cluster import FakeCluster
+from tests.waiting import until
 
 FAST = {"poll_seconds": 0.02, "silence_seconds": 0.2, "late_seconds": 0.1}
 
@@ -79,12 +80,6 @@ async def gateway(cluster: FakeCluster, no_tasks: None) -> AsyncIterator[Gateway
                 await asyncio.sleep(0.01)
         yield gateway
         assert gateway.num_open_jobs == 0
-
-
-async def until(condition: Callable[[], bool], timeout_seconds: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def events(text: str) -> list[Any]:

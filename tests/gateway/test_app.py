@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.service import Service
 from packhorse.errors import WorkerLostError
 from tests.gateway.cluster import FakeCluster, worker
-from tests.gateway.conftest import chat, completion, until
+from tests.gateway.conftest import chat, completion
+from tests.waiting import until
 
 
 async def test_models(client: httpx.AsyncClient) -> None:

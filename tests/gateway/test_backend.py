@@ -10,7 +10,8 @@ import pytest
 from gateway.backend import Backend, Events, advertised
 from packhorse.errors import ConfigError, PackhorseError, TransportError, UnavailableError, WorkerLostError
 from tests.gateway.cluster import FakeCluster
-from tests.gateway.conftest import FAST, until
+from tests.gateway.conftest import FAST
+from tests.waiting import until
 from transport.messages import Cancel, Job, Placed, Registered, Sampling, StatusRequest, TokenOutput
 
 _numbers = itertools.count()

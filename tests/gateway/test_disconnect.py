@@ -12,7 +12,8 @@ import pytest
 
 from gateway.process import Gateway
 from tests.gateway.cluster import FakeCluster
-from tests.gateway.conftest import chat, completion, events, until
+from tests.gateway.conftest import chat, completion, events
+from tests.waiting import until
 
 
 def raw_request(gateway: Gateway, path: str, body: dict[str, Any]) -> bytes:

@@ -24,7 +24,8 @@ from packhorse.errors import (
     WorkerLostError,
 )
 from tests.gateway.cluster import FakeCluster
-from tests.gateway.conftest import chat, completion, events, until
+from tests.gateway.conftest import chat, completion, events
+from tests.waiting import until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

@@ -11,7 +11,8 @@ from gateway.backend import Backend
 from gateway.service import Service
 from packhorse.errors import OverloadedError, UnavailableError
 from tests.gateway.cluster import FakeCluster
-from tests.gateway.conftest import chat, completion, until
+from tests.gateway.conftest import chat, completion
+from tests.waiting import until
 
 
 async def test_a_completions_id_leads_to_its_jobs(client: httpx.AsyncClient) -> None:

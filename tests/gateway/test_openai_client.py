@@ -12,7 +12,7 @@ import pytest_asyncio
 from gateway.process import Gateway
 from packhorse.errors import UnavailableError, WorkerLostError
 from tests.gateway.cluster import TEXT, FakeCluster
-from tests.gateway.conftest import until
+from tests.waiting import until
 
 MESSAGES = [{"role": "user", "content": "A story?"}]
 

@@ -12,7 +12,8 @@ from gateway.process import Gateway, bind, served_name
 from packhorse.config import GatewayConfig
 from packhorse.errors import ConfigError
 from tests.gateway.cluster import FakeCluster
-from tests.gateway.conftest import FakedGateway, chat, events, until
+from tests.gateway.conftest import FakedGateway, chat, events
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_tasks")
 

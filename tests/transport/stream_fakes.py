@@ -210,9 +210,3 @@ async def abort_of(link: Link, job_id: str) -> PackhorseError:
             message = (await link.receive()).message
             if isinstance(message, StreamAbort) and message.job_id == job_id:
                 return message.error.error()
-
-
-async def until(condition: Callable[[], bool], timeout_seconds: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_seconds):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from packhorse.errors import HandshakeError, LinkClosedError, LinkTimeoutError, TransportError
+from tests.waiting import until
 from transport.connect import connect, listen
 from transport.handshake import differences, greet, layout_hash
 from transport.link import Frame, Link
@@ -216,9 +217,3 @@ async def test_what_the_proofs_cover_cannot_be_changed(change: dict[str, object]
 
 def hello(layout: KVLayout) -> Hello:
     return Hello(worker_id="prefill-1", layout=layout, layout_hash=layout_hash(layout), nonce=bytes(32))
-
-
-async def until(condition: Callable[[], bool], timeout_seconds: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_seconds):
-        while not condition():
-            await asyncio.sleep(0.01)

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.transport.stream_fakes import LAYOUT, PAGE, JobBytes, KeepingSink, Wrapped, raw_receiver, streaming, until
+from tests.transport.stream_fakes import LAYOUT, PAGE, JobBytes, KeepingSink, Wrapped, raw_receiver, streaming
+from tests.waiting import until
 from transport.flow import Credits, FrameQueue, Outgoing, Turns
 from transport.link import Frame, Link
 from transport.messages import Credit, Model, Pages, Residual, StreamAck, StreamEnd, StreamOpen
