@@ -23,8 +23,8 @@ from tests.transport.stream_fakes import (
     raw_receiver,
     raw_sender,
     streaming,
-    until,
 )
+from tests.waiting import until
 from transport.link import Link
 from transport.messages import ErrorInfo, Model, Pages, StreamAbort, StreamAck, StreamEnd, StreamOpen
 
