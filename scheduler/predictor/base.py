@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ from transport.messages import Job
 LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 LEARN_BATCH = 32
 QUEUE_JOBS = 8192
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 Floats = npt.NDArray[np.float64]
 State = dict[str, npt.NDArray[Any]]
@@ -187,27 +189,47 @@ class Predictor(ABC):
             raise ValueError(f"holds {', '.join(sorted(state))}, but {self.name} learns nothing")
 
     def save(self, path: Path) -> None:
-        """Writes what was learned as an .npz without pickled objects; raises ConfigError where that fails."""
+        """Writes what was learned as an .npz without pickled objects; raises ConfigError where that fails.
+
+        Whatever happens meanwhile, `path` holds one whole state: the new one or the one before.
+        """
         head = np.array(json.dumps({"version": FILE_VERSION, "predictor": self.name}))
+        part = path.with_name(f"{path.name}.part")
         try:
-            with path.open("wb") as file:
+            with part.open("wb") as file:
                 np.savez(file, allow_pickle=False, head=head, **self.state())
+            part.replace(path)
         except OSError as error:
-            raise ConfigError(f"predictor file {path}: {error.strerror}") from error
+            part.unlink(missing_ok=True)
+            raise ConfigError(f"predictor file {path}: {error.strerror or error}") from error
 
     def load(self, path: Path) -> None:
         """Takes over what a predictor of the same name saved; raises ConfigError where the file is missing, broken or another's."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                head, state = json.loads(str(file["head"])), {key: file[key] for key in file.files if key != "head"}
+            head, state = _read(path)
             expected = {"version": FILE_VERSION, "predictor": self.name}
             if head != expected:
                 raise ValueError(f"holds {head}, not {expected}")
             self.restore(state)
         except OSError as error:
             raise ConfigError(f"predictor file {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, EOFError) as error:
+        except KeyError as error:
+            raise ConfigError(f"predictor file {path}: has no {error.args[0]}") from error
+        except (ValueError, EOFError, BadZipFile, zlib.error) as error:
             raise ConfigError(f"predictor file {path}: {error}") from error
+
+
+def _read(path: Path) -> tuple[Any, State]:
+    """The head of a predictor file and its arrays. Raises OSError, ValueError, EOFError, BadZipFile or zlib.error."""
+    with path.open("rb") as file:
+        if not is_zipfile(file):
+            raise ValueError("is no .npz file, or not all of one")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            state = {name: arrays[name] for name in arrays.files}
+    if "head" not in state:
+        raise ValueError("has no head")
+    return json.loads(str(state.pop("head"))), state
 
 
 class Saved(Protocol):
@@ -231,8 +253,18 @@ def split_state(parts: Mapping[str, Saved], state: Mapping[str, npt.NDArray[Any]
 
 
 def checked(state: Mapping[str, npt.NDArray[Any]], key: str, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A writable copy of `state[key]`; raises ValueError where its shape or type is not that of `like`."""
+    """A writable copy of `state[key]`; raises ValueError where its shape or type is not that of `like`, or a number is not finite."""
     value = state[key]
     if value.shape != like.shape or value.dtype != like.dtype:
         raise ValueError(f"{key} is {value.dtype}{list(value.shape)}, not {like.dtype}{list(like.shape)}")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{key} holds what is no finite number")
     return value.copy()
+
+
+def checked_counts(state: Mapping[str, npt.NDArray[Any]], key: str, count: int) -> list[int]:
+    """`count` whole numbers; raises ValueError for anything else, and for a negative one."""
+    values: list[int] = checked(state, key, np.zeros(count, np.int64)).tolist()
+    if min(values) < 0:
+        raise ValueError(f"{key} is {values}: no count is negative")
+    return values

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .base import JobFeatures, State, checked
+from .base import JobFeatures, State, checked, checked_counts
 
 BITS = 18
 BUCKETS = 1 << BITS
@@ -168,11 +168,11 @@ class Featurizer:
         return (weights / norm if norm else weights).astype(np.float32)
 
     def state(self) -> State:
-        return {"documents": np.array(self.documents), "frequency": self.frequency}
+        return {"documents": np.array([self.documents]), "frequency": self.frequency}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         self.frequency = checked(state, "frequency", self.frequency)
-        self.documents = int(state["documents"])
+        (self.documents,) = checked_counts(state, "documents", 1)
 
 
 @lru_cache(1 << 14)

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy.typing as npt
 
+from packhorse.errors import PackhorseError
+
 from .base import JobFeatures, Observation, Prediction, Predictor, State
 from .percentile import Percentile
 
 log = logging.getLogger(__name__)
 
-_FAULTS = (ArithmeticError, ValueError, IndexError, TypeError)
-
 
 class Guarded(Predictor):
     """`inner`, with recent traffic's quantiles in its place where it fails or says what is no number.
 
-    `replaced` and `clamped` count predictions, `failed` batches that could not be learned from.
+    It may fail with anything: a sentence model brings the faults of torch along. Only what Packhorse itself raises is a mistake of the
+    caller's, and passes. `replaced` and `clamped` count predictions, `failed` batches that could not be learned from.
     """
 
     def __init__(self, inner: Predictor) -> None:
@@ -37,7 +38,9 @@ class Guarded(Predictor):
         try:
             said = self.inner.predict(job)
             finite = math.isfinite(said.score) and math.isfinite(said.mean) and all(map(math.isfinite, said.lengths))
-        except _FAULTS as error:
+        except PackhorseError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, jobs go on
             self._complain("predict", error)
             finite = False
         if not finite:
@@ -57,7 +60,9 @@ class Guarded(Predictor):
         self.fallback.learn_batch(batch)
         try:
             self.inner.learn_batch(batch)
-        except _FAULTS as error:
+        except PackhorseError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, jobs go on
             self.failed += 1
             self._complain("learn", error)
 

@@ -41,4 +41,4 @@ class SparseLinear:
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         self.weights = checked(state, "weights", self.weights)
         self._squares = checked(state, "squares", self._squares)
-        self.bias = float(state["bias"])
+        self.bias = float(checked(state, "bias", np.array(0.0)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base import LEVELS, JobFeatures, Observation, Prediction, Predictor, State, checked
+from .base import LEVELS, JobFeatures, Observation, Prediction, Predictor, State, checked, checked_counts
 
 WINDOW = 2048  # newest jobs; ours
 
@@ -41,9 +41,10 @@ class Percentile(Predictor):
         self._table = (*np.quantile(lengths, LEVELS).tolist(), float(lengths.mean()))
 
     def state(self) -> State:
-        return {"lengths": self._lengths, "added": np.array(self._added)}
+        return {"lengths": self._lengths, "added": np.array([self._added])}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        self._lengths, self._added = checked(state, "lengths", self._lengths), int(state["added"])
+        self._lengths = checked(state, "lengths", self._lengths)
+        (self._added,) = checked_counts(state, "added", 1)
         if self._added:
             self._summarize()

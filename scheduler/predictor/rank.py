@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base import Floats, Saved, State, checked
+from .base import Floats, Saved, State, checked, checked_counts
 from .features import Rows
 from .regressor import LinearPredictor
 from .replay import Sample, log_tokens
@@ -48,10 +48,11 @@ class RankLoss:
         return length + slope * (scores - score)
 
     def state(self) -> State:
-        return {"moments": self._moments, "lists": np.array(self._lists)}
+        return {"moments": self._moments, "lists": np.array([self._lists])}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        self._moments, self._lists = checked(state, "moments", self._moments), int(state["lists"])
+        self._moments = checked(state, "moments", self._moments)
+        (self._lists,) = checked_counts(state, "lists", 1)
 
 
 class Ranker(LinearPredictor):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base import Floats, State
-from .features import Buckets
+from .base import Floats, State, checked, checked_counts
+from .features import BUCKETS, Buckets
 
 CAPACITY = 16_384
 
@@ -72,14 +72,19 @@ class Replay:
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        sizes, flat = state["sizes"], state["buckets"]
-        if int(sizes.sum()) != len(flat) or len(sizes) > self.capacity:
-            raise ValueError(f"replay of {len(sizes)} samples with {len(flat)} buckets does not fit")
+        """Raises ValueError where the arrays do not belong together, or a bucket is none."""
+        added, draws = checked_counts(state, "added", 2)
+        numbers = np.empty(min(added, self.capacity), np.int64)
+        serials, prompt_tokens, sizes = (checked(state, key, numbers) for key in ("serials", "prompt_tokens", "sizes"))
+        lengths = checked(state, "log_tokens", numbers.astype(np.float64))
+        truncated = checked(state, "truncated", numbers.astype(np.bool_))
+        flat = checked(state, "buckets", np.empty(max(int(sizes.sum()), 0), np.uint32))
+        if sizes.min(initial=0) < 0 or flat.max(initial=0) >= BUCKETS:
+            raise ValueError(f"buckets has more than the {BUCKETS} that there are, or less than none of a sample")
         parts = np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else []
-        fields = (state[key].tolist() for key in ("prompt_tokens", "log_tokens", "truncated"))
-        rows = zip(state["serials"].tolist(), parts, *fields, strict=True)
-        self._samples = [Sample(*row) for row in rows]
-        self.added, self._draws = state["added"].tolist()
+        columns = (serials.tolist(), parts, prompt_tokens.tolist(), lengths.tolist(), truncated.tolist())
+        self._samples = [Sample(*row) for row in zip(*columns, strict=True)]
+        self.added, self._draws = added, draws
 
 
 def log_tokens(samples: Sequence[Sample]) -> Floats:

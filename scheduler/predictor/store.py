@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base import State, checked
+from .base import State, checked, checked_counts
 from .features import distinct
 
 # Ours. Up to FLAT_ROWS all are compared. A cell shows the newest CELL_ROWS that were put into it, so that one prompt sent ten
@@ -171,7 +171,7 @@ class PromptStore:
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raises ValueError where dims or capacity differ, or a cell holds what is not there."""
-        added, led_at = state["added"].tolist()
+        added, led_at = checked_counts(state, "added", 2)
         size, cells = min(added, self.capacity), len(state["leaders"])
         self._codes[:size] = checked(state, "codes", self._codes[:size])
         self._scales[:size] = checked(state, "scales", self._scales[:size])

@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import pytest
 
-from scheduler.predictor.base import LEVELS, JobFeatures, Prediction
+from scheduler.predictor.base import LEVELS, JobFeatures, Observation, Prediction
 from scheduler.predictor.guard import Guarded
 from tests.scheduler.predictor.fakes import Constant, Fake, NotANumber, Raising, Reversed
 
 JOB = JobFeatures((1, 2), 100, actual_tokens=30)
 
 
-@pytest.mark.parametrize("inner", [NotANumber(), Constant(float("inf")), Constant(float("-inf")), Raising()])
+class Foreign(Fake):
+    """Fails as torch does."""
+
+    def predict(self, job: JobFeatures) -> Prediction:
+        raise RuntimeError("out of memory")
+
+    def learn_batch(self, batch: Sequence[Observation]) -> None:
+        raise KeyError("layer")
+
+
+@pytest.mark.parametrize("inner", [NotANumber(), Constant(float("inf")), Constant(float("-inf")), Raising(), Foreign()])
 def test_recent_traffic_stands_in_for_what_is_no_number(inner: Fake) -> None:
     guarded = Guarded(inner)
     for _ in range(50):
