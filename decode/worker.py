@@ -301,6 +301,7 @@ class DecodeWorker(Worker):
         held = self._jobs.get(job_id)
         if held is None or held.state is State.LEAVING:
             return
+        held.state = State.LEAVING
 
         async def leave() -> None:
             await self._leave(held, error)

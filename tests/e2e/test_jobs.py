@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 
 import pytest
@@ -12,6 +13,7 @@ from packhorse.config import DecodeConfig
 from packhorse.errors import ContextLengthError, JobCancelledError, PackhorseError, UnavailableError, WorkerLostError
 from tests.e2e.conftest import MakeSystem, System
 from tests.fakes import error_of
+from tests.waiting import PATIENCE_SECONDS, until
 from transport.messages import Reserve
 from transport.sender import PageSender
 
@@ -21,14 +23,8 @@ def _prompt(length: int, seed: int = 0) -> list[int]:
     return [rng.randrange(5, 4096) for _ in range(length)]
 
 
-async def _until(condition: object, seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.005)
-
-
 async def _state(s: System, state: str) -> None:
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not (await s.client.status()).jobs_by_state.get(state):
             await asyncio.sleep(0.005)
 
@@ -216,10 +212,10 @@ async def test_a_scheduler_that_restarts_finds_empty_workers(system: MakeSystem)
         bind = s.scheduler.address
         s.scheduler_stopped = True
         await s.scheduler.stop()
-        await _until(lambda: s.decodes[0].load().jobs == 0)
+        await until(lambda: s.decodes[0].load().jobs == 0)
         config = s.scheduler.config.model_copy(update={"bind": bind})
         async with type(s.scheduler)(config):
-            await _until(lambda: s.decodes[0].agent.registered and s.prefill.agent.registered)
+            await until(lambda: s.decodes[0].agent.registered and s.prefill.agent.registered)
             assert len(await s.client.run(_prompt(100), max_tokens=5)) == 5
             await s.client.until_idle()
 
@@ -241,6 +237,24 @@ async def test_a_broken_step_fails_its_jobs_and_the_worker_lives(
         assert len(await s.client.run(_prompt(100), max_tokens=5)) == 5
 
 
+async def test_a_job_that_fails_and_is_released_at_once_leaves_once(system: MakeSystem) -> None:
+    """Tokens of many steps that a gateway does not take are reported one by one, and the client leaves at the same time."""
+    broken: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
+    async with system() as s:
+        worker, job = s.decodes[0], s.client.job(_prompt(100), max_tokens=900)
+        await s.client.submit(job)
+        await s.client.tokens(job.job_id)
+        await until(lambda: worker.load().residuals_used)
+        for _ in range(2):
+            worker.fail_gateway(job.reply_to, PackhorseError("takes no tokens"))
+        await worker.drop(job.job_id, JobCancelledError("left"))
+        assert worker.load().residuals_used == 0
+        assert "takes no tokens" in (await error_of(s.client, job.job_id)).message
+    gc.collect()
+    assert not broken
+
+
 async def test_a_job_that_is_released_in_mid_stream_is_told_to_its_sender_at_once(
     system: MakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +271,7 @@ async def test_a_job_that_is_released_in_mid_stream_is_told_to_its_sender_at_onc
         stream = sender.open(job.job_id)
         page = worker.layout.kv_heads * worker.layout.page_bytes
         stream.put_pages(0, 0, bytes(page), 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while stream.outbox.frames or not sender.bytes_sent:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)

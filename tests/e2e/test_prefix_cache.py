@@ -16,6 +16,7 @@ from packhorse.errors import PackhorseError, WorkerLostError
 from scheduler.workers import Worker
 from tests.e2e.conftest import MakeSystem, System
 from tests.fakes import error_of
+from tests.waiting import until
 from transport.messages import JobStats, Preempt, Resume, TokenOutput
 
 
@@ -50,12 +51,6 @@ def _known(s: System) -> Worker:
     worker = s.scheduler.core.workers.get("decode-0")
     assert worker is not None
     return worker
-
-
-async def _until(condition: object, seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("kv_format", ["raw", "k4v2"])
@@ -124,7 +119,7 @@ async def test_pages_of_a_stream_that_was_cancelled_serve_nobody(system: MakeSys
     async with system(prefill={"chunk_tokens": 64}) as s:
         job = s.client.job(prompt, max_tokens=50)
         await s.client.submit(job)
-        await _until(lambda: s.prefill.load().lease_bytes > 0)
+        await until(lambda: s.prefill.load().lease_bytes > 0)
         await s.client.cancel(job.job_id)
         await s.client.until_idle()
         assert s.decodes[0].load().pages_cached == 0
@@ -137,7 +132,7 @@ async def test_held_pages_stay_while_their_job_is_cancelled_mid_stream(system: M
         first = await s.client.run(prompt, max_tokens=20)
         job = s.client.job(prompt + _prompt(600, 1), max_tokens=20)
         await s.client.submit(job)
-        await _until(lambda: s.prefill.load().lease_bytes > 0)
+        await until(lambda: s.prefill.load().lease_bytes > 0)
         await s.client.cancel(job.job_id)
         await s.client.until_idle()
         again = await s.client.run(prompt, max_tokens=20)
@@ -180,7 +175,7 @@ async def test_a_preempted_job_with_shared_pages_goes_on_as_before(system: MakeS
         for number in range(1, 4):
             await s.client.tokens(job.job_id, at_least=20 * number)
             await worker.receive(Preempt(job_id=job.job_id, number=number))
-            await _until(lambda: worker.load().pages_used == 0)
+            await until(lambda: worker.load().pages_used == 0)
             await worker.receive(Resume(job_id=job.job_id))
         await s.client.end(job.job_id)
         assert _tokens(await s.client.tokens(job.job_id, complete=True)) == expected
@@ -196,7 +191,7 @@ async def test_the_scheduler_hears_what_is_held_and_forgets_a_worker_that_is_gon
         running = s.client.job(prompt, max_tokens=700)
         await s.client.submit(running)
         await s.client.tokens(running.job_id)
-        await _until(lambda: len(_known(s).prefixes) == 4)
+        await until(lambda: len(_known(s).prefixes) == 4)
         await s.decodes[0].stop()  # the worker dies with a job and its pages
         assert isinstance(await error_of(s.client, running.job_id), WorkerLostError)
         await s.client.until_idle()
@@ -212,11 +207,11 @@ async def test_a_worker_that_registers_anew_keeps_its_pages_and_says_so(system: 
     prompt = _prompt(300)
     async with system() as s:
         await s.client.run(prompt, max_tokens=5)
-        await _until(lambda: len(_known(s).prefixes) == 4)
+        await until(lambda: len(_known(s).prefixes) == 4)
         known = _known(s)
         s.decodes[0].agent._forget()
-        await _until(lambda: s.scheduler.core.workers.get("decode-0") not in (None, known))
-        await _until(lambda: len(_known(s).prefixes) == 4)
+        await until(lambda: s.scheduler.core.workers.get("decode-0") not in (None, known))
+        await until(lambda: len(_known(s).prefixes) == 4)
         assert _stats(await s.client.run(prompt, max_tokens=5)).bytes_held == _page_bytes(s, 4)
 
 
