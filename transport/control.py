@@ -318,15 +318,16 @@ class WorkerAgent:
                 await self._sleep(RETRY_SECONDS)
 
     async def _beat(self, client: ControlClient, known: Registered) -> None:
-        """A pause, then a heartbeat. A silent scheduler is given up, unless we ourselves overslept: then who was silent?"""
+        """A pause, then a heartbeat. A silent scheduler is given up. When we ourselves overslept, who was silent? Its time starts anew."""
         clock = asyncio.get_running_loop().time
         asleep = clock()
         await self._sleep(known.heartbeat_seconds)
         if known is not self._registered:
             return
-        overslept = clock() - asleep > 2 * known.heartbeat_seconds + RETRY_SECONDS
+        if clock() - asleep > 2 * known.heartbeat_seconds + RETRY_SECONDS:
+            self._unanswered_since = None
         since = self._unanswered_since
-        if since is not None and clock() - since > known.timeout_seconds and not overslept:
+        if since is not None and clock() - since > known.timeout_seconds:
             self._forget()
             return
         client.send_now(Heartbeat(worker_id=self.info.worker_id, load=self._current_load()))

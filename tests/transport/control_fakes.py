@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
+from tests.waiting import PATIENCE_SECONDS
 from transport.control import ControlServer, WorkerAgent
 from transport.messages import (
     ErrorInfo,
@@ -31,12 +32,6 @@ INFO = WorkerInfo(
     worker_id="decode-1", role="decode", layout=LAYOUT, max_context_tokens=512, max_jobs=4, capacity_pages=16
 )
 JOB = Job(job_id="job-1", prompt=(1, 2), sampling=Sampling(max_tokens=4, seed=0), reply_to="tcp://127.0.0.1:1")
-
-
-async def soon(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 class FakeScheduler:
@@ -98,7 +93,7 @@ class FakeWorker:
         self.num_lost += 1
 
     async def __aenter__(self) -> FakeWorker:
-        await self.agent.start(5)
+        await self.agent.start(PATIENCE_SECONDS)
         return self
 
     async def __aexit__(self, *_: object) -> None:
