@@ -80,7 +80,7 @@ class FakeTokens:
 class FakeCluster:
     """`script` gives the token ids of a job; they end by the worker's own FinishRule, or with EOS.
 
-    `hold`: waits for `resume` before token number `hold`. `reverse`: sends all tokens in the wrong order.
+    `hold`: waits for `resume` before token number `hold`; `num_held` jobs do so. `reverse`: sends all tokens in the wrong order.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -95,6 +95,7 @@ class FakeCluster:
         self.errors: dict[int, PackhorseError] = {}  # by token number: fails the job there
         self.fails: Callable[[Job], bool] = lambda job: True  # the jobs that `errors` is for
         self.hold: int | None = None
+        self.num_held = 0
         self.resume = asyncio.Event()
         self.reverse = False
         self.connected = self.answers = True
@@ -185,6 +186,7 @@ class FakeCluster:
         outputs = self.outputs(job)
         for number, output in enumerate(reversed(outputs) if self.reverse else outputs):
             if self.hold == number:
+                self.num_held += 1
                 await self.resume.wait()
             if number in self.errors and self.fails(job):
                 self.fail(job.job_id, self.errors[number])

@@ -11,7 +11,7 @@ from gateway.backend import Backend, Events, advertised
 from packhorse.errors import ConfigError, PackhorseError, TransportError, UnavailableError, WorkerLostError
 from tests.gateway.cluster import FakeCluster
 from tests.gateway.conftest import FAST
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 from transport.messages import Cancel, Job, Placed, Registered, Sampling, StatusRequest, TokenOutput
 
 _numbers = itertools.count()
@@ -23,7 +23,7 @@ def make_job(**sampling: int) -> Job:
 
 
 async def take(events: Events) -> TokenOutput | PackhorseError:
-    return (await asyncio.wait_for(events.get(), 5))[1]
+    return (await asyncio.wait_for(events.get(), PATIENCE_SECONDS))[1]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

@@ -13,7 +13,7 @@ import pytest
 from gateway.process import Gateway
 from tests.gateway.cluster import FakeCluster
 from tests.gateway.conftest import chat, completion, events
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def raw_request(gateway: Gateway, path: str, body: dict[str, Any]) -> bytes:
@@ -49,7 +49,7 @@ async def test_leaving_cancels(
         writer.write(raw_request(gateway, path, body | {"stream": stream}))
         await until(lambda: gateway.num_open_jobs == 2)
         if stream and hold:
-            assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200")
+            assert (await asyncio.wait_for(reader.readline(), PATIENCE_SECONDS)).startswith(b"HTTP/1.1 200")
         else:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(reader.readline(), 0.05)
@@ -89,7 +89,7 @@ async def test_tokens_leave_as_they_come(gateway: Gateway, cluster: FakeCluster)
         client.stream("POST", f"{gateway.url}/v1/chat/completions", json=chat(stream=True)) as response,
     ):
         text = ""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             async for part in response.aiter_text():
                 text += part
                 if len(events(text)) == 4:  # the role and three tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import httpx
@@ -13,7 +14,7 @@ from packhorse.config import GatewayConfig
 from packhorse.errors import ConfigError
 from tests.gateway.cluster import FakeCluster
 from tests.gateway.conftest import FakedGateway, chat, events
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("no_tasks")
 
@@ -69,6 +70,17 @@ async def test_a_public_host_without_a_key_is_logged(cluster: FakeCluster, caplo
     assert "no api_key" in caplog.text
 
 
+async def refused(url: str) -> None:
+    """Returns once no new connection is accepted."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with contextlib.suppress(ConnectionError):
+            while True:
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.close()
+                await asyncio.sleep(0.01)
+
+
 async def test_open_requests_may_finish(cluster: FakeCluster) -> None:
     cluster.hold = 3
     gateway = FakedGateway(GatewayConfig(port=0, drain_seconds=30), cluster)
@@ -79,13 +91,11 @@ async def test_open_requests_may_finish(cluster: FakeCluster) -> None:
         asking = asyncio.create_task(client.post(f"{url}/v1/chat/completions", json=chat(stream=True)))
         await until(lambda: gateway.num_open_jobs == 1)
         stopping = asyncio.create_task(gateway.stop())
-        await asyncio.sleep(0.05)
-        with pytest.raises(httpx.ConnectError):
-            await client.get(f"{url}/health")
+        await refused(url)
         assert not stopping.done()
         cluster.resume.set()
         assert events((await asking).text)[-1] == "[DONE]"
-    await asyncio.wait_for(stopping, 5)
+    await asyncio.wait_for(stopping, PATIENCE_SECONDS)
     assert not cluster.cancelled
 
 
@@ -97,8 +107,8 @@ async def test_who_is_not_done_in_time_is_told(cluster: FakeCluster, stream: boo
     await until(lambda: gateway._service is not None and gateway._service.backend.status is not None)
     async with httpx.AsyncClient() as client:
         asking = asyncio.create_task(client.post(f"{gateway.url}/v1/chat/completions", json=chat(stream=stream)))
-        await until(lambda: gateway.num_open_jobs == 1)
-        await asyncio.wait_for(gateway.stop(), 5)
+        await until(lambda: cluster.num_held == 1 and cluster.tokens.inbox.empty())
+        await asyncio.wait_for(gateway.stop(), PATIENCE_SECONDS)
         response = await asking
     error = events(response.text)[-1]["error"] if stream else response.json()["error"]
     assert response.status_code == (200 if stream else 503)
@@ -113,7 +123,7 @@ async def test_wait_lasts_as_long_as_the_server(cluster: FakeCluster) -> None:
             await asyncio.wait_for(gateway.wait(), 0.05)
         assert gateway._server is not None
         gateway._server.should_exit = True
-        await asyncio.wait_for(gateway.wait(), 5)
+        await asyncio.wait_for(gateway.wait(), PATIENCE_SECONDS)
 
 
 def test_the_name_of_a_model(tmp_path: object) -> None:

@@ -16,6 +16,7 @@ from packhorse.config import DecodeConfig, GatewayConfig, PrefillConfig, Schedul
 from prefill.worker import PrefillWorker
 from scheduler.process import Scheduler
 from tests.gateway.conftest import chat, completion, events
+from tests.waiting import PATIENCE_SECONDS
 
 
 @contextlib.asynccontextmanager
@@ -32,7 +33,7 @@ async def system(
         )
         await stack.enter_async_context(DecodeWorker(DecodeConfig(worker_id="decode-0", pool_pages=64, **common)))
         await stack.enter_async_context(PrefillWorker(PrefillConfig(worker_id="prefill-0", **common)))
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=30))
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_SECONDS))
         await ready(client)
         yield client, scheduler
         if ends_idle:
@@ -40,13 +41,13 @@ async def system(
 
 
 async def ready(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (await client.get("/health")).status_code != 200:
             await asyncio.sleep(0.05)
 
 
 async def idle(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             status = (await client.get("/status")).json()
             busy = sum(status["jobs_by_state"].values())
@@ -95,7 +96,7 @@ async def test_a_lost_scheduler_ends_a_stream_with_an_error() -> None:
             parts = response.aiter_text()
             text = await anext(parts)
             await scheduler.stop()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 async for part in parts:
                     text += part
         last = events(text)[-1]

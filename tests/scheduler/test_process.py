@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from packhorse.config import SchedulerConfig
 from packhorse.errors import ConfigError, HandshakeError
 from scheduler.process import Scheduler
 from tests.scheduler.fakes import LAYOUT, decode_info, make_job, prefill_info
+from tests.waiting import PATIENCE_SECONDS, until
 from transport.control import ControlClient, ControlServer, WorkerAgent
 from transport.messages import (
     Cancel,
@@ -97,7 +98,7 @@ class Cluster:
 
     async def expect(self, kind: type) -> Any:
         """The next message to the gateway, which must be of this kind."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             message = await self.gateway.receive()
         assert isinstance(message, kind), message
         return message
@@ -116,15 +117,9 @@ async def cluster(secret: str | None = None, **changes: Any) -> AsyncIterator[Cl
         gateway = await stack.enter_async_context(ControlClient(scheduler.address, "gateway-1", key))
         workers = [FakeWorker(scheduler.address, info, key) for info in (prefill_info(), decode_info())]
         for worker in workers:
-            await worker.agent.start(5)
+            await worker.agent.start(PATIENCE_SECONDS)
             stack.push_async_callback(worker.agent.stop)
         yield Cluster(scheduler, gateway, *workers)
-
-
-async def soon(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("secret", [None, SECRET])
@@ -134,7 +129,7 @@ async def test_jobs_run_through(secret: str | None) -> None:
             await c.gateway.send(Submit(job=make_job(f"job-{index}")))
             placed = await c.expect(Placed)
             assert (placed.prefill_worker, placed.decode_worker) == ("p1", "d1")
-            await soon(lambda: not c.prefill.held)
+            await until(lambda: not c.prefill.held)
             c.decode.finish(f"job-{index}")
             ended = await c.expect(JobEnded)
             assert ended.job_id == f"job-{index}"
@@ -149,10 +144,10 @@ async def test_a_cancelled_job_is_released_everywhere() -> None:
         c.prefill.stuck = True
         await c.gateway.send(Submit(job=make_job()))
         await c.expect(Placed)
-        await soon(lambda: bool(c.prefill.held and c.decode.held))
+        await until(lambda: bool(c.prefill.held and c.decode.held))
         await c.gateway.send(Cancel(job_id="job-1", reason="left"))
-        await soon(lambda: not c.prefill.held and not c.decode.held)
-        await soon(lambda: not c.scheduler.core.jobs)
+        await until(lambda: not c.prefill.held and not c.decode.held)
+        await until(lambda: not c.scheduler.core.jobs)
         assert (await c.status()).jobs_total == {"cancelled": 1}
 
 
@@ -163,14 +158,14 @@ async def test_a_killed_worker_fails_its_jobs_and_is_used_again_when_it_comes_ba
         await c.gateway.send(Submit(job=make_job()))
         await c.expect(Placed)
         dead, other = (c.prefill, c.decode) if victim == "prefill" else (c.decode, c.prefill)
-        await soon(lambda: bool(c.prefill.held and c.decode.held))
+        await until(lambda: bool(c.prefill.held and c.decode.held))
         await dead.die()
         failure = await c.expect(JobFailed)
         assert failure.error.code == "worker_lost"
         assert dead.info.worker_id in failure.error.message
-        await soon(lambda: not other.held)
+        await until(lambda: not other.held)
         back = FakeWorker(c.scheduler.address, dead.info)
-        await back.agent.start(5)
+        await back.agent.start(PATIENCE_SECONDS)
         c.prefill.stuck = False
         await c.gateway.send(Submit(job=make_job("job-2")))
         await c.expect(Placed)
@@ -181,10 +176,10 @@ async def test_a_worker_restarted_under_its_id_at_once_has_its_jobs_failed() -> 
     async with cluster(worker_timeout_seconds=30) as c:
         await c.gateway.send(Submit(job=make_job()))
         await c.expect(Placed)
-        await soon(lambda: c.scheduler.core.jobs["job-1"].state.value == "decoding")
+        await until(lambda: c.scheduler.core.jobs["job-1"].state.value == "decoding")
         await c.decode.die()
         back = FakeWorker(c.scheduler.address, c.decode.info)
-        await back.agent.start(5)
+        await back.agent.start(PATIENCE_SECONDS)
         failure = await c.expect(JobFailed)
         assert failure.error.code == "worker_lost"
         await back.agent.stop()
@@ -193,7 +188,7 @@ async def test_a_worker_restarted_under_its_id_at_once_has_its_jobs_failed() -> 
 async def test_a_worker_that_says_goodbye_is_gone_at_once() -> None:
     async with cluster(worker_timeout_seconds=30) as c:
         await c.decode.agent.stop()
-        await soon(lambda: len(c.scheduler.core.workers) == 1)
+        await until(lambda: len(c.scheduler.core.workers) == 1)
         await c.gateway.send(Submit(job=make_job()))
         failure = await c.expect(JobFailed)
         assert failure.error.code == "unavailable"
@@ -205,8 +200,8 @@ async def test_a_gateway_that_vanishes_has_its_jobs_cancelled() -> None:
         await c.gateway.send(Submit(job=make_job()))
         await c.expect(Placed)
         await c.gateway.close()
-        await soon(lambda: not c.prefill.held and not c.decode.held)
-        await soon(lambda: not c.scheduler.core.jobs)
+        await until(lambda: not c.prefill.held and not c.decode.held)
+        await until(lambda: not c.scheduler.core.jobs)
         assert c.scheduler.core.totals == {"cancelled": 1}
 
 
@@ -218,9 +213,9 @@ async def test_a_restarted_scheduler_gets_its_workers_back_without_their_jobs() 
         await c.scheduler.stop()
         failure = await c.expect(JobFailed)
         assert failure.error.code == "unavailable"
-        await soon(lambda: not c.decode.held)
+        await until(lambda: not c.decode.held)
         async with Scheduler(config(bind=address)) as again:
-            await soon(lambda: len(again.core.workers) == 2)
+            await until(lambda: len(again.core.workers) == 2)
             assert c.decode.num_lost == 1
             await c.gateway.send(Submit(job=make_job("job-2")))
             await c.expect(Placed)
@@ -231,7 +226,7 @@ async def test_a_worker_with_another_layout_is_rejected_at_start() -> None:
         other = LAYOUT.model_copy(update={"kv_format": "k4v2"})
         worker = FakeWorker(c.scheduler.address, decode_info("d2", layout=other))
         with pytest.raises(ConfigError, match="kv_format='k4v2' instead of 'raw'"):
-            await worker.agent.start(5)
+            await worker.agent.start(PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("secret", [None, b"a wrong secret"])
@@ -239,7 +234,7 @@ async def test_a_wrong_secret_is_never_heard(secret: bytes | None) -> None:
     async with cluster(SECRET) as c:
         worker = FakeWorker(c.scheduler.address, decode_info("d2"), secret)
         with pytest.raises(HandshakeError, match="secret"):
-            await worker.agent.start(0.5)
+            await worker.agent.start(PATIENCE_SECONDS)
         assert len(c.scheduler.core.workers) == 2
 
 

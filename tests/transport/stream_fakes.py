@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from packhorse.errors import PackhorseError
+from tests.waiting import PATIENCE_SECONDS
 from transport.connect import connect, listen
 from transport.handshake import admit, greet
 from transport.link import Frame, Link
@@ -81,7 +82,9 @@ class JobBytes:
             job_id=self.job_id, prompt_tokens=1, num_pages=self.num_pages, first_token=first, stats=JobStats()
         )
 
-    async def ship(self, sender: PageSender, priority: int = 0, timeout_seconds: float = 20.0) -> SendStream:
+    async def ship(
+        self, sender: PageSender, priority: int = 0, timeout_seconds: float = PATIENCE_SECONDS
+    ) -> SendStream:
         stream = sender.open(self.job_id, priority)
         self.put(stream)
         await stream.finish(self.end(), timeout_seconds)
@@ -205,7 +208,7 @@ async def raw_sender(scheme: str, sink: KeepingSink) -> AsyncIterator[Link]:
 
 async def abort_of(link: Link, job_id: str) -> PackhorseError:
     """The error of the next StreamAbort for `job_id`."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             message = (await link.receive()).message
             if isinstance(message, StreamAbort) and message.job_id == job_id:

@@ -9,7 +9,8 @@ import zmq
 import zmq.asyncio
 
 from packhorse.errors import ConfigError, LinkClosedError, UnavailableError
-from tests.transport.control_fakes import LOCAL, soon
+from tests.transport.control_fakes import LOCAL
+from tests.waiting import PATIENCE_SECONDS, until
 from transport.control import ControlClient, ControlServer
 from transport.messages import (
     MAX_CONTROL_BYTES,
@@ -97,7 +98,7 @@ async def test_a_peer_under_the_same_identity_takes_over() -> None:
             await second.send(StatusRequest())
             peer, _ = await server.receive()
             assert await server.send(peer, Goodbye(worker_id="to-second"))
-            assert await asyncio.wait_for(second.receive(), 2) == Goodbye(worker_id="to-second")
+            assert await asyncio.wait_for(second.receive(), PATIENCE_SECONDS) == Goodbye(worker_id="to-second")
 
 
 async def test_a_client_with_no_server_says_so_and_tells_of_a_broken_connection() -> None:
@@ -108,7 +109,7 @@ async def test_a_client_with_no_server_says_so_and_tells_of_a_broken_connection(
         await client.send(StatusRequest())
         await server.receive()
         await server.stop()
-        await soon(lambda: bool(broken))
+        await until(lambda: bool(broken))
         assert not client.send_now(StatusRequest())
         with pytest.raises(UnavailableError, match=server.address):
             await client.send(StatusRequest(), timeout_seconds=0.1)
@@ -155,4 +156,4 @@ async def test_a_cancelled_close_still_ends_the_context() -> None:
     await asyncio.sleep(0)
     closing.cancel()
     await asyncio.wait([closing])
-    await soon(lambda: plug.context.closed)
+    await until(lambda: plug.context.closed)

@@ -15,6 +15,7 @@ import zmq
 import zmq.asyncio
 
 from packhorse.errors import ConfigError, FrameError, LinkClosedError, LinkTimeoutError, TransportError
+from tests.waiting import PATIENCE_SECONDS
 from transport import framing
 from transport.connect import connect, listen
 from transport.link import Link, Listener
@@ -43,8 +44,8 @@ async def listening(scheme: str) -> AsyncIterator[Listener]:
 
 
 async def pair_on(listener: Listener) -> tuple[Link, Link]:
-    here = await connect(listener.address, timeout_seconds=5)
-    return here, await asyncio.wait_for(listener.accept(), 5)
+    here = await connect(listener.address, timeout_seconds=PATIENCE_SECONDS)
+    return here, await asyncio.wait_for(listener.accept(), PATIENCE_SECONDS)
 
 
 @asynccontextmanager
@@ -97,7 +98,7 @@ async def test_many_small_frames_both_ways_at_once(scheme: str) -> None:
                 frame = await link.receive()
                 assert (frame.message.credit_bytes, bytes(frame.payload)) == (i, struct.pack("!I", i))
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(send(here), send(there), receive(here), receive(there))
 
 
@@ -114,7 +115,7 @@ async def test_large_frames_both_ways_at_once(scheme: str) -> None:
             for _ in range(8):
                 assert bytes((await link.receive()).payload) == big
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(send(here), send(there), receive(here), receive(there))
 
 
@@ -176,7 +177,7 @@ async def test_a_close_is_seen_by_the_peer_after_what_was_sent(scheme: str, clos
 
         closed = asyncio.create_task(send_and_close())
         assert bytes((await other.receive()).payload) == b"last words" * 1000
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(LinkClosedError):
                 await other.receive()
             with pytest.raises(LinkClosedError):
@@ -199,7 +200,7 @@ async def test_closing_ends_a_pending_receive_here(scheme: str) -> None:
         await here.close()
         for task in waiting:
             with pytest.raises(LinkClosedError):
-                await asyncio.wait_for(task, 3)
+                await asyncio.wait_for(task, PATIENCE_SECONDS)
         with pytest.raises(LinkClosedError):
             await here.send(Credit(credit_bytes=1))
         with pytest.raises(LinkClosedError):
@@ -213,7 +214,7 @@ async def test_closing_a_listener_ends_a_pending_accept(scheme: str) -> None:
         await asyncio.sleep(0.05)
         await listener.close()
         with pytest.raises(LinkClosedError):
-            await asyncio.wait_for(waiting, 3)
+            await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
 
 @every_link
@@ -223,7 +224,7 @@ async def test_connecting_to_nobody_fails_in_time_and_names_the_address(scheme: 
     started = time.monotonic()
     with pytest.raises((LinkTimeoutError, LinkClosedError), match=address):
         await connect(address, timeout_seconds=0.5)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10  # 0.5 s, and what a busy machine adds
 
 
 @every_link
@@ -275,7 +276,7 @@ async def test_the_tcp_receiver_refuses_what_is_no_frame(attack: str) -> None:
         link = await listener.accept()
         writer.write(RAW_TCP[attack])
         with pytest.raises(FrameError):
-            await asyncio.wait_for(link.receive(), 3)
+            await asyncio.wait_for(link.receive(), PATIENCE_SECONDS)
         with pytest.raises(LinkClosedError):
             await link.receive()
         await link.close()
@@ -297,7 +298,7 @@ async def test_the_zmq_receiver_refuses_what_is_no_frame(attack: str) -> None:
         link = await open_raw(dealer, listener)
         await dealer.send_multipart(RAW_ZMQ[attack])
         with pytest.raises(FrameError):
-            await asyncio.wait_for(link.receive(), 3)
+            await asyncio.wait_for(link.receive(), PATIENCE_SECONDS)
         with pytest.raises(LinkClosedError):
             await link.receive()
         await link.close()
@@ -310,14 +311,14 @@ async def test_the_zmq_receiver_drops_a_peer_with_an_oversize_payload(monkeypatc
         link = await open_raw(dealer, listener)
         await dealer.send_multipart([b"F", b"header", bytes(200_000)])
         with pytest.raises(TransportError):
-            await asyncio.wait_for(link.receive(), 5)
+            await asyncio.wait_for(link.receive(), PATIENCE_SECONDS)
         await link.close()
 
 
 async def test_a_zmq_peer_that_sends_before_it_opens_is_told_off() -> None:
     async with listening("zmq") as listener, raw_dealer(listener) as dealer:
         await dealer.send_multipart([b"F", b"header", b"payload"])
-        assert await asyncio.wait_for(dealer.recv_multipart(), 3) == [b"C"]
+        assert await asyncio.wait_for(dealer.recv_multipart(), PATIENCE_SECONDS) == [b"C"]
 
 
 @asynccontextmanager
@@ -332,6 +333,6 @@ async def raw_dealer(listener: Listener) -> AsyncIterator[zmq.asyncio.Socket]:
 
 async def open_raw(dealer: zmq.asyncio.Socket, listener: Listener) -> Link:
     await dealer.send_multipart([b"O"])
-    link = await asyncio.wait_for(listener.accept(), 3)
+    link = await asyncio.wait_for(listener.accept(), PATIENCE_SECONDS)
     assert await dealer.recv_multipart() == [b"W"]
     return link

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from packhorse.errors import LinkClosedError
+from tests.waiting import PATIENCE_SECONDS
 from transport import zmq_link
 from transport.connect import connect, listen
 from transport.link import Link, Listener
@@ -26,7 +26,7 @@ UCX = pytest.param(
 )
 network_link = pytest.mark.parametrize("scheme", ["tcp", "zmq", UCX])
 pytestmark = pytest.mark.usefixtures("no_tasks")
-LIMIT_SECONDS = 3.5
+LIMIT_SECONDS = 10.0  # probes go each second; the rest is for a machine that stands still meanwhile
 ROOT = Path(__file__).parents[2]
 
 # Connects to argv[1], or listens and prints where; then says hello on its link, and does nothing more.
@@ -64,7 +64,7 @@ async def child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 async def first_line(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
-    return (await asyncio.wait_for(process.stdout.readline(), 30)).decode().strip()
+    return (await asyncio.wait_for(process.stdout.readline(), PATIENCE_SECONDS)).decode().strip()
 
 
 @asynccontextmanager
@@ -75,10 +75,10 @@ async def link_to_child(
     address = listener.address if listener else f"{scheme}://127.0.0.1:0"
     async with child(child_role, address) as process:
         if listener:
-            link = await asyncio.wait_for(listener.accept(), 30)
+            link = await asyncio.wait_for(listener.accept(), PATIENCE_SECONDS)
         else:
             link = await connect(await first_line(process))
-        assert (await asyncio.wait_for(link.receive(), 10)).message == Credit(credit_bytes=7)
+        assert (await asyncio.wait_for(link.receive(), PATIENCE_SECONDS)).message == Credit(credit_bytes=7)
         try:
             yield link, process, listener
         finally:
@@ -94,10 +94,8 @@ async def test_a_killed_peer_ends_a_pending_receive(scheme: str, child_role: str
         waiting = asyncio.create_task(link.receive())
         await asyncio.sleep(0.1)
         os.kill(process.pid, signal.SIGKILL)
-        started = time.monotonic()
         with pytest.raises(LinkClosedError):
             await asyncio.wait_for(waiting, LIMIT_SECONDS)
-        assert time.monotonic() - started < LIMIT_SECONDS
         with pytest.raises(LinkClosedError):
             await asyncio.wait_for(send_forever(link), LIMIT_SECONDS)
 
@@ -117,11 +115,11 @@ async def test_a_peer_killed_amid_a_large_send_ends_the_send(scheme: str, child_
 @pytest.mark.parametrize("child_role", ["connect", "listen"])
 async def test_a_frozen_peer_is_noticed_by_zmq_heartbeats(child_role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq_link, "PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(zmq_link, "PEER_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(zmq_link, "PEER_TIMEOUT_SECONDS", 3.0)  # so long the child may be busy
     async with link_to_child("zmq", child_role) as (link, process, _):
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(LinkClosedError):
-            await asyncio.wait_for(link.receive(), 4)
+            await asyncio.wait_for(link.receive(), LIMIT_SECONDS)
 
 
 @network_link
@@ -129,10 +127,10 @@ async def test_a_listener_serves_others_after_a_peer_was_killed(scheme: str) -> 
     async with link_to_child(scheme, "connect") as (_, process, listener):
         assert listener is not None
         os.kill(process.pid, signal.SIGKILL)
-        here = await connect(listener.address, timeout_seconds=5)
-        there = await asyncio.wait_for(listener.accept(), 5)
+        here = await connect(listener.address, timeout_seconds=PATIENCE_SECONDS)
+        there = await asyncio.wait_for(listener.accept(), PATIENCE_SECONDS)
         await here.send(Credit(credit_bytes=1))
-        assert (await asyncio.wait_for(there.receive(), 5)).message == Credit(credit_bytes=1)
+        assert (await asyncio.wait_for(there.receive(), PATIENCE_SECONDS)).message == Credit(credit_bytes=1)
         await asyncio.gather(here.close(), there.close())
 
 

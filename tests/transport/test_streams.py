@@ -24,7 +24,7 @@ from tests.transport.stream_fakes import (
     raw_sender,
     streaming,
 )
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 from transport.link import Link
 from transport.messages import ErrorInfo, Model, Pages, StreamAbort, StreamAck, StreamEnd, StreamOpen
 
@@ -39,7 +39,7 @@ async def test_a_job_arrives_whole_and_its_lease_ends(scheme: str) -> None:
         stream = sender.open(job.job_id)
         job.put(stream)
         assert stream.pending_bytes == job.num_bytes
-        await stream.finish(job.end(), 10)
+        await stream.finish(job.end(), PATIENCE_SECONDS)
         assert sink.holds(job)
         assert sink.calls[0] == ("opened", "job")
         assert sink.calls[-1] == ("ended", "job")
@@ -131,7 +131,7 @@ async def test_what_the_sink_raises_reaches_finish(scheme: str, call: str) -> No
         bad.put(stream)
         shipping = asyncio.create_task(good.ship(sender))
         with pytest.raises(OverloadedError, match="no room") as caught:
-            await stream.finish(bad.end(), 10)
+            await stream.finish(bad.end(), PATIENCE_SECONDS)
         assert caught.value.param == "prompt"
         assert stream.pending_bytes == 0
         await shipping
@@ -173,7 +173,7 @@ async def test_the_sender_gives_up(scheme: str) -> None:
         job.put(stream)  # late calls of an engine thread have no effect
         assert stream.pending_bytes == 0
         with pytest.raises(JobCancelledError):
-            await stream.finish(job.end(), 1)
+            await stream.finish(job.end(), PATIENCE_SECONDS)
 
 
 async def test_an_abort_before_anything_was_sent_says_nothing() -> None:
@@ -194,7 +194,7 @@ async def test_the_receiver_gives_up(scheme: str) -> None:
         receiver.abort("job", JobCancelledError("released"))
         sink.open.clear()
         with pytest.raises(JobCancelledError, match="released"):
-            await stream.finish(job.end(), 5)
+            await stream.finish(job.end(), PATIENCE_SECONDS)
         assert sink.errors == {}
         await job.ship(sender)
         assert sink.holds(job)
@@ -238,7 +238,7 @@ async def test_a_lost_link_fails_every_stream_on_both_sides(scheme: str, side: s
         await until(lambda: sender.closed)
         for job, stream in zip(jobs, streams, strict=True):
             with pytest.raises(LinkClosedError):
-                await stream.finish(job.end(), 5)
+                await stream.finish(job.end(), PATIENCE_SECONDS)
             assert stream.pending_bytes == 0
         await until(lambda: len(sink.errors) == 3)
         assert all(isinstance(error, LinkClosedError) for error in sink.errors.values())
@@ -253,7 +253,7 @@ async def test_a_pending_finish_hears_of_a_lost_link(scheme: str) -> None:
         await peer.receive()
         await peer.close()
         with pytest.raises(LinkClosedError):
-            await asyncio.wait_for(shipping, 5)
+            await asyncio.wait_for(shipping, PATIENCE_SECONDS)
 
 
 @both_links
@@ -263,7 +263,7 @@ async def test_a_link_lost_while_waiting_for_credit(scheme: str) -> None:
         await peer.receive()
         await peer.close()
         with pytest.raises(LinkClosedError):
-            await asyncio.wait_for(shipping, 5)
+            await asyncio.wait_for(shipping, PATIENCE_SECONDS)
 
 
 # ---- a peer that breaks the rules
@@ -307,7 +307,7 @@ async def test_an_acknowledgement_too_early_breaks_the_link() -> None:
         await peer.send(StreamAck(job_id="job", stream=stream.number))
         await until(lambda: sender.closed)
         with pytest.raises(LinkClosedError, match="before its end"):
-            await stream.finish(JobBytes.make("job").end(), 1)
+            await stream.finish(JobBytes.make("job").end(), PATIENCE_SECONDS)
 
 
 async def test_word_of_a_jobs_last_stream_does_not_touch_its_next() -> None:
@@ -319,7 +319,7 @@ async def test_word_of_a_jobs_last_stream_does_not_touch_its_next() -> None:
         for late in (StreamAck, StreamAbort):
             error = {"error": ErrorInfo(code="bad_frame", message="late")} if late is StreamAbort else {}
             await peer.send(late(job_id="job", stream=first.number, **error))
-        finishing = asyncio.create_task(second.finish(JobBytes.make("job").end(), 5))
+        finishing = asyncio.create_task(second.finish(JobBytes.make("job").end(), PATIENCE_SECONDS))
         while not isinstance((await peer.receive()).message, StreamEnd):
             pass
         await peer.send(StreamAck(job_id="job", stream=second.number))
@@ -350,5 +350,5 @@ async def test_a_message_of_another_plane_breaks_the_link() -> None:
         await link.send(StreamOpen(job_id="job"))
         await link.send(StreamAck(job_id="job"))
         with pytest.raises(LinkClosedError):
-            await asyncio.wait_for(link.receive(), 3)
+            await asyncio.wait_for(link.receive(), PATIENCE_SECONDS)
         assert isinstance(sink.errors["job"], LinkClosedError)

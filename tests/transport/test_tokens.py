@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 
 import pytest
 import zmq
 import zmq.asyncio
 
 from packhorse.errors import ConfigError, LinkClosedError
+from tests.waiting import until
 from transport.messages import StatusRequest, TokenOutput, Tokens, encode
 from transport.tokens import TokenReceiver, TokenSender
 
@@ -21,12 +21,6 @@ LOCAL = "tcp://127.0.0.1:0"
 
 def tokens(index: int, text: str = "job-1") -> Tokens:
     return Tokens(worker_id="decode-1", outputs=(TokenOutput(job_id=text, index=index, token_id=7),))
-
-
-async def soon(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("secret", [None, b"the shared secret"])
@@ -66,7 +60,7 @@ async def test_a_gateway_that_reads_nothing_does_not_block_and_is_reported() -> 
         for index in range(200_000):
             before = loop.time()
             sender.send(receiver.address, tokens(index, "x" * 10_000))
-            assert loop.time() - before < 1.0
+            assert loop.time() - before < 10.0  # whoever waits for this gateway waits for ever
             if index % 100 == 0:
                 await asyncio.sleep(0)
             if lost:
@@ -86,7 +80,7 @@ async def test_a_broken_connection_is_reported() -> None:
         sender.send(receiver.address, tokens(0))
         await receiver.receive()
         await receiver.stop()
-        await soon(lambda: lost == [receiver.address])
+        await until(lambda: lost == [receiver.address])
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense"])
@@ -95,7 +89,7 @@ async def test_a_gateway_that_never_was_is_reported_and_given_up(address: str) -
     async with TokenSender(lost.append, connect_seconds=0.2) as sender:
         sender.send(address, tokens(0))
         assert lost == []  # never from inside send
-        await soon(lambda: lost == [address] and sender.num_outlets == 0)
+        await until(lambda: lost == [address] and sender.num_outlets == 0)
 
 
 async def test_idle_ways_are_closed_and_opened_again() -> None:
@@ -103,7 +97,7 @@ async def test_idle_ways_are_closed_and_opened_again() -> None:
     async with TokenReceiver(LOCAL) as receiver, TokenSender(lost.append, idle_seconds=0.2) as sender:
         sender.send(receiver.address, tokens(0))
         assert await receiver.receive() == tokens(0)
-        await soon(lambda: sender.num_outlets == 0)
+        await until(lambda: sender.num_outlets == 0)
         sender.send(receiver.address, tokens(1))
         assert await receiver.receive() == tokens(1)
     assert lost == []
@@ -127,7 +121,7 @@ async def test_a_worker_with_a_wrong_secret_is_never_heard() -> None:
     ):
         sender.send(receiver.address, tokens(0))
         pending = asyncio.ensure_future(receiver.receive())
-        await soon(lambda: receiver.address in lost)
+        await until(lambda: receiver.address in lost)
         assert not pending.done()
         pending.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from packhorse.errors import ConfigError, LinkClosedError
+from tests.waiting import PATIENCE_SECONDS
 from transport.connect import connect, listen
 from transport.messages import Credit
 from transport.ucx_engine import _engines
@@ -50,7 +51,7 @@ async def test_closing_here_ends_a_transfer_under_way() -> None:
     assert not sending.done()
     await here.close()
     with pytest.raises(LinkClosedError):
-        await asyncio.wait_for(sending, 3)
+        await asyncio.wait_for(sending, PATIENCE_SECONDS)
     await there.close()
     await listener.close()
 
@@ -63,7 +64,7 @@ async def test_a_peer_that_speaks_another_protocol_keeps_nobody_out() -> None:
     _, silent = await asyncio.open_connection(host, int(port))
     _, rude = await asyncio.open_connection(host, int(port))
     rude.write(b"GET / HTTP/1.1\r\n\r\n")
-    here, there = await asyncio.wait_for(asyncio.gather(connect(listener.address), listener.accept()), 5)
+    here, there = await asyncio.wait_for(asyncio.gather(connect(listener.address), listener.accept()), PATIENCE_SECONDS)
     await asyncio.gather(here.close(), there.close())
     await listener.close()
     for writer in (silent, rude):
