@@ -41,6 +41,7 @@ class SchedulerConfig(ProcessConfig):
     policy: str = "packhorse"
     placement: str = "predicted"
     predictor: str = Field(default="learned", description="what predicts output lengths, or none")
+    predictor_file: str | None = None
     embedding: str | None = None
     embedding_tokenizer: str | None = None
     max_queue: int = Field(default=1024, ge=1)
@@ -63,8 +64,8 @@ class SchedulerConfig(ProcessConfig):
         return self
 
     @model_validator(mode="after")
-    def _embedding_has_text(self) -> Self:
-        check_embedding(self.embedding, self.embedding_tokenizer)
+    def _predictor_has_what_it_needs(self) -> Self:
+        check_predictor(self.predictor, self.predictor_file, self.embedding, self.embedding_tokenizer)
         return self
 
 
@@ -139,8 +140,10 @@ def build(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
         raise ConfigError(f"{name}={shown}: {first['msg']}" if first["loc"] else first["msg"], param=name) from error
 
 
-def check_embedding(embedding: str | None, tokenizer: str | None) -> None:
-    """For validators: an embedding reads text, which its tokenizer makes of token ids. Raises ValueError where one of them is missing."""
+def check_predictor(predictor: str, file: str | None, embedding: str | None, tokenizer: str | None) -> None:
+    """For validators: what has a file learns, and an embedding reads text, which its tokenizer makes of token ids. Raises ValueError."""
+    if predictor == "none" and file is not None:
+        raise ValueError(f"predictor_file={file!r}: predictor none learns nothing that a file could keep")
     if (embedding is None) != (tokenizer is None):
         raise ValueError(f"embedding={embedding!r} and embedding_tokenizer={tokenizer!r} must be given together")
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from packhorse.child import Child, Report
-from packhorse.config import DEFAULT_KV_FORMAT, DtypeName, ProcessConfig, check_embedding
+from packhorse.config import DEFAULT_KV_FORMAT, DtypeName, ProcessConfig, check_predictor
 from packhorse.errors import ConfigError, DeadlineError
 from packhorse.options import flag, variable
 from packhorse.supervisor import ChildError, Spec, Supervisor
@@ -46,6 +46,7 @@ class ClusterConfig(ProcessConfig):
     policy: str = "packhorse"
     placement: str = "predicted"
     predictor: str = "learned"
+    predictor_file: str | None = None
     embedding: str | None = None
     embedding_tokenizer: str | None = None
     length_probe: str | None = None
@@ -60,8 +61,8 @@ class ClusterConfig(ProcessConfig):
     start_seconds: float = Field(default=120.0, gt=0)
 
     @model_validator(mode="after")
-    def _embedding_has_text(self) -> Self:
-        check_embedding(self.embedding, self.embedding_tokenizer)
+    def _predictor_has_what_it_needs(self) -> Self:
+        check_predictor(self.predictor, self.predictor_file, self.embedding, self.embedding_tokenizer)
         return self
 
 
@@ -173,7 +174,9 @@ class LocalCluster:
         decode = worker | _of(config, "prefix_cache", "length_probe")
         gateway = {"scheduler": control, "host": config.host, "port": self._port, "model": config.model}
         gateway |= {"served_name": config.served_name}
-        scheduler = _of(config, "policy", "placement", "predictor", "embedding", "embedding_tokenizer")
+        scheduler = _of(
+            config, "policy", "placement", "predictor", "predictor_file", "embedding", "embedding_tokenizer"
+        )
         scheduler |= {"bind": control}
         return [
             self._spec("scheduler", "scheduler", scheduler, _SCHEDULER),

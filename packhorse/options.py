@@ -53,6 +53,7 @@ HELP = {
     "pool_pages": "pages in the pool",
     "port": "port that clients connect to; 0: any free one",
     "predictor": "what predicts output lengths: none, percentile, regressor, rank, retrieval or learned",
+    "predictor_file": "file that keeps what the predictor has learned from one start to the next; made where there is none",
     "prefill": "number of prefill workers",
     "prefill_seconds": "longest time that a prompt may take",
     "queue_seconds": "longest time that a job may wait for a place",

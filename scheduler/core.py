@@ -72,7 +72,9 @@ class SchedulerCore:
     def __init__(self, config: SchedulerConfig, epoch: str) -> None:
         self.config, self.epoch = config, epoch
         self.workers = Workers()
-        self.experience = Experience(config.predictor, config.embedding, config.embedding_tokenizer)
+        self.experience = Experience(
+            config.predictor, config.embedding, config.embedding_tokenizer, config.predictor_file
+        )
         self.policy = _registered("policy", config.policy, POLICIES)(self.experience.typical)
         self.placement = _registered("placement", config.placement, PLACEMENTS)(self.experience.cost)
         self._out: list[Outgoing] = []

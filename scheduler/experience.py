@@ -7,6 +7,7 @@ nothing of queues, places or messages to send.
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from statistics import median
 
@@ -58,21 +59,28 @@ class TypicalCost:
 class Experience:
     """`cost` and `typical` always are; `predictor` is None where the configuration says none.
 
-    `embedding` names a sentence-transformers model for the predictor, `tokenizer` the folder with the tokenizer that makes its text.
-    Raises ConfigError for an unknown predictor, for the oracle, which only a simulation can feed, and for an embedding that cannot
-    be had or that the predictor has no use for.
+    `embedding` names a sentence-transformers model for the predictor, `tokenizer` the folder with the tokenizer that makes its text;
+    `file` is where `save` writes what was learned, which is taken over from there if it exists. Raises ConfigError for an unknown
+    predictor, for the oracle, which only a simulation can feed, for an embedding that cannot be had or that the predictor has no use
+    for, and for a file that does not fit.
     """
 
-    def __init__(self, predictor: str, embedding: str | None = None, tokenizer: str | None = None) -> None:
+    def __init__(
+        self, predictor: str, embedding: str | None = None, tokenizer: str | None = None, file: str | None = None
+    ) -> None:
         self.cost, self.typical = CostModel(), TypicalCost()
+        if predictor == "oracle":
+            raise ConfigError("predictor='oracle' knows lengths beforehand: it is for simulations", param="predictor")
         folder = Path(tokenizer) if tokenizer is not None else None
-        made = make_predictor(predictor, embedding=embedding, embedding_tokenizer=folder)
+        self._file = Path(file) if file is not None else None
+        known = self._file if self._file is not None and self._file.exists() else None
+        made = make_predictor(predictor, path=known, embedding=embedding, embedding_tokenizer=folder)
         self.predictor = made if predictor != "none" else None
+        self._learning = threading.Lock()  # a file has one state of the predictor, not the halves of two
+        self._saved: int | None = None  # jobs that were learned from when the file was written
         self._refinement = Refinement(informed=self.predictor is not None)
         self._lengths = ErrorWindow()
         self._told: set[tuple[str, str]] = set()  # (device, what its prior rests on), once each in the log
-        if predictor == "oracle":
-            raise ConfigError("predictor='oracle' knows lengths beforehand: it is for simulations", param="predictor")
 
     def forecast(self, job: TrackedJob) -> str:
         """Gives the job its forecast. Returns what that rests on."""
@@ -94,7 +102,22 @@ class Experience:
 
     def learn(self, budget_seconds: float) -> int:
         """Learns from ended jobs; returns how many. May run on another thread than everything else here."""
-        return self.predictor.learn(budget_seconds) if self.predictor is not None and self.predictor.pending else 0
+        if self.predictor is None or not self.predictor.pending:
+            return 0
+        with self._learning:
+            return self.predictor.learn(budget_seconds)
+
+    def save(self) -> bool:
+        """Writes the file, if there is one and it lacks anything; returns whether it did. On any thread. Raises ConfigError."""
+        if self.predictor is None or self._file is None:
+            return False
+        with self._learning:
+            learned = self.predictor.learned
+            if learned == self._saved:
+                return False
+            self.predictor.save(self._file)
+            self._saved = learned
+        return True
 
     def errors(self) -> dict[str, ErrorSummary]:
         """Predicted against actual: output lengths (the median), and the cost model's times on all workers together."""

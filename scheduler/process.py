@@ -9,7 +9,7 @@ import uuid
 from typing import Self
 
 from packhorse.config import SchedulerConfig
-from packhorse.errors import FrameError, LinkClosedError
+from packhorse.errors import ConfigError, FrameError, LinkClosedError
 from scheduler.core import Outgoing, SchedulerCore
 from transport.control import ControlServer
 
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
 LEARN_SECONDS = 0.02  # of every tick at most; on another thread
+SAVE_SECONDS = 60.0
 
 
 class Scheduler:
@@ -33,7 +34,8 @@ class Scheduler:
         return self._server.address
 
     async def start(self) -> None:
-        """Binds and serves. Raises ConfigError: the address is taken, or public without a secret."""
+        """Binds and serves. Raises ConfigError: the address is taken, or public without a secret; the predictor's file is not writable."""
+        await asyncio.to_thread(self.core.experience.save)
         await self._server.start()
         self._tasks = [
             asyncio.create_task(self._receive_loop(), name="scheduler receive"),
@@ -44,13 +46,15 @@ class Scheduler:
         log.info("scheduler at %s: policy %s, placement %s, predictor %s", self.address, *names)
 
     async def stop(self) -> None:
-        """Fails what is under way with UnavailableError, then closes. Idempotent."""
+        """Fails what is under way with UnavailableError, saves what was learned, then closes. Idempotent."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if tasks:
             await self._send(self.core.shut_down(time.monotonic()))
+            await self._learn()
+            await self._save()
         await self._server.stop()
 
     async def __aenter__(self) -> Self:
@@ -84,13 +88,27 @@ class Scheduler:
                 log.exception("a tick failed")
 
     async def _learn_loop(self) -> None:
-        """A thread learns from jobs that have ended, while this one goes on placing."""
+        """A thread learns from jobs that have ended, and at times writes down what, while this one goes on placing."""
+        saved_at = time.monotonic()
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            try:
-                await asyncio.to_thread(self.core.experience.learn, LEARN_SECONDS)
-            except Exception:  # the process's top loop: what cannot be learned must not stop the scheduler
-                log.exception("learning failed")
+            await self._learn()
+            if time.monotonic() - saved_at >= SAVE_SECONDS:
+                saved_at = time.monotonic()
+                await self._save()
+
+    async def _learn(self) -> None:
+        try:
+            await asyncio.to_thread(self.core.experience.learn, LEARN_SECONDS)
+        except Exception:  # the process's top loop: what cannot be learned must not stop the scheduler
+            log.exception("learning failed")
+
+    async def _save(self) -> None:
+        """On another thread. A file that cannot be written now is tried again; nothing else waits for it."""
+        try:
+            await asyncio.to_thread(self.core.experience.save)
+        except ConfigError as error:
+            log.error("what was learned is not saved: %s", error)
 
     async def _send(self, outgoing: list[Outgoing]) -> None:
         """Sends in order; a peer that cannot be reached may change what there is to send."""

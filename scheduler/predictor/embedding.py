@@ -73,6 +73,7 @@ class SentenceModel:
     """
 
     def __init__(self, model: str, decode: Callable[[Sequence[int]], str] | None = None) -> None:
+        self.name = model
         self._decode = decode
         try:
             package = importlib.import_module("sentence_transformers")

@@ -91,10 +91,18 @@ class Retrieval(Predictor):
     def _parts(self) -> dict[str, Saved]:
         return {"regressor": self.regressor, "store": self.store}
 
+    @property
+    def _embedded_by(self) -> str:
+        return self._embedding.name if self._embedding else "a sketch of n-grams"
+
     def state(self) -> State:
-        return join_states(self._parts())
+        return {"embedding": np.array(self._embedded_by), **join_states(self._parts())}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raises ValueError also for vectors of another embedding, which are near to what they happen to be."""
+        embedded_by = str(state["embedding"])
+        if embedded_by != self._embedded_by:
+            raise ValueError(f"holds prompts embedded by {embedded_by}, not by {self._embedded_by}")
         split_state(self._parts(), state)
 
 

@@ -72,20 +72,21 @@ def test_switches_are_handed_on_as_flags_of_their_own() -> None:
 
 
 def test_what_predicts_reaches_the_process_that_reads_it() -> None:
-    cluster = LocalCluster(
-        ClusterConfig(port=0, embedding="some/model", embedding_tokenizer="folder", length_probe="probe.safetensors")
-    )
+    given = {"predictor_file": "lengths.npz", "embedding": "some/model", "embedding_tokenizer": "folder"}
+    cluster = LocalCluster(ClusterConfig(port=0, length_probe="probe.safetensors", **given))
     made = {name: options(spec) for name, spec in specs(cluster).items()}
     holders = {
         flag: [name for name in made if flag in made[name]]
-        for flag in ("--embedding", "--embedding-tokenizer", "--length-probe")
+        for flag in ("--predictor-file", "--embedding", "--embedding-tokenizer", "--length-probe")
     }
     assert holders == {
+        "--predictor-file": ["scheduler"],
         "--embedding": ["scheduler"],
         "--embedding-tokenizer": ["scheduler"],
         "--length-probe": ["decode-0"],
     }
     assert made["scheduler"]["--embedding-tokenizer"] == "folder"
+    assert made["scheduler"]["--predictor-file"] == "lengths.npz"
     assert made["decode-0"]["--length-probe"] == "probe.safetensors"
 
 

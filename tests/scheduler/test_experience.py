@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from packhorse.config import SchedulerConfig, build
 from packhorse.errors import ConfigError
 from scheduler.cost import DEFAULT_PRIOR
 from scheduler.experience import TypicalCost
@@ -41,6 +44,24 @@ def run_for(bench: Bench, job_id: str, seconds: float) -> None:
 def test_a_predictor_that_cannot_be_had_is_refused(field: str, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{field}='?{name}"):
         bench(**{field: name})
+
+
+def test_a_file_that_nothing_is_learned_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"predictor_file='lengths\.npz': predictor none learns nothing"):
+        build(SchedulerConfig, {"predictor": "none", "predictor_file": "lengths.npz"})
+
+
+def test_the_file_is_written_when_there_is_news(tmp_path: Path) -> None:
+    b = bench(predictor="percentile", predictor_file=str(tmp_path / "lengths.npz"))
+    experience = b.core.experience
+    assert [experience.save(), experience.save()] == [True, False]
+    run(b, "j")
+    assert not experience.save(), "it has ended, but is not learned from"
+    experience.learn(1.0)
+    assert [experience.save(), experience.save()] == [True, False]
+    again = bench(predictor="percentile", predictor_file=str(tmp_path / "lengths.npz"))
+    again.submit(make_job("after"))
+    assert again.core.jobs["after"].forecast.tokens == (5.0,) * len(LEVELS)
 
 
 def test_without_a_predictor_the_limit_is_believed() -> None:

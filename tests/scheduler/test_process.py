@@ -7,12 +7,14 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from packhorse.config import SchedulerConfig
 from packhorse.errors import ConfigError, HandshakeError
+from scheduler.predictor import JobFeatures
 from scheduler.process import Scheduler
 from tests.scheduler.fakes import LAYOUT, decode_info, make_job, prefill_info
 from tests.waiting import PATIENCE_SECONDS, until
@@ -252,6 +254,50 @@ async def test_stopping_twice_or_before_the_start_is_harmless() -> None:
     await scheduler.start()
     await scheduler.stop()
     await scheduler.stop()
+
+
+async def test_what_was_learned_outlives_the_process(tmp_path: Path) -> None:
+    file = tmp_path / "lengths.npz"
+    kept = {"predictor": "percentile", "predictor_file": str(file)}
+    job = JobFeatures((1,), 1000)
+    async with Scheduler(config(**kept)) as first:
+        assert file.exists(), "so that one that cannot be written ends the start"
+        predictor = first.core.experience.predictor
+        assert predictor is not None
+        for _ in range(5):
+            predictor.observe(job, 70)
+    async with Scheduler(config(**kept)) as again:
+        predictor = again.core.experience.predictor
+        assert predictor is not None
+        assert predictor.predict(job).p50 == 70
+        file.unlink()
+    assert not file.exists(), "nothing new was learned"
+
+
+async def test_a_predictors_file_is_written_while_jobs_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.process.SAVE_SECONDS", 0.0)
+    file = tmp_path / "lengths.npz"
+    async with Scheduler(config(predictor="percentile", predictor_file=str(file))) as scheduler:
+        file.unlink()
+        predictor = scheduler.core.experience.predictor
+        assert predictor is not None
+        predictor.observe(JobFeatures((1,), 1000), 70)
+        await until(file.exists)
+
+
+async def test_a_predictors_file_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "folder" / "lengths.npz"
+    kept = {"predictor": "percentile", "predictor_file": str(file)}
+    with pytest.raises(ConfigError, match=r"lengths\.npz: No such file or directory"):
+        await Scheduler(config(**kept)).start()
+    file.parent.mkdir()
+    async with Scheduler(config(**kept)) as scheduler:
+        predictor = scheduler.core.experience.predictor
+        assert predictor is not None
+        predictor.observe(JobFeatures((1,), 1000), 70)
+        file.unlink()
+        file.parent.rmdir()
+    assert "what was learned is not saved" in caplog.text
 
 
 def test_the_scheduler_never_imports_torch() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scheduler.predictor.base import LEVELS, JobFeatures, Observation, Prediction, Predictor
+from scheduler.predictor.embedding import SentenceModel
 
 
 def made_traffic(count: int, seed: int, topics: int = 20) -> tuple[list[JobFeatures], list[int]]:
@@ -72,3 +73,15 @@ class Raising(Fake):
 
     def learn_batch(self, batch: Sequence[Observation]) -> None:
         raise ZeroDivisionError("nothing to learn")
+
+
+class Words(SentenceModel):
+    """Embeds the first token alone."""
+
+    dims = 16
+
+    def __init__(self, name: str = "words") -> None:
+        self.name, self._decode = name, None
+
+    def vectors(self, jobs):  # type: ignore[no-untyped-def]
+        return np.stack([np.random.default_rng(job.prompt[0]).standard_normal(16) for job in jobs]).astype(np.float32)

@@ -13,7 +13,8 @@ import pytest
 from packhorse.errors import ConfigError
 from scheduler.predictor import make_predictor
 from scheduler.predictor.features import BUCKETS, COLUMNS
-from tests.scheduler.predictor.fakes import made_traffic, teach
+from scheduler.predictor.retrieval import Retrieval
+from tests.scheduler.predictor.fakes import Words, made_traffic, teach
 
 CAPACITY = 200
 
@@ -102,6 +103,16 @@ def test_another_predictors_file(tmp_path: Path) -> None:
     large.save(path)
     with pytest.raises(ConfigError, match="codes is"):
         make_predictor("retrieval", capacity=50, path=path)
+
+
+def test_vectors_of_another_embedding(tmp_path: Path) -> None:
+    path = tmp_path / "p.npz"
+    Retrieval(embedding=Words()).save(path)
+    Retrieval(embedding=Words()).load(path)
+    with pytest.raises(ConfigError, match="embedded by words, not by others"):
+        Retrieval(embedding=Words("others")).load(path)
+    with pytest.raises(ConfigError, match="embedded by words, not by a sketch"):
+        Retrieval().load(path)
 
 
 def test_what_cannot_be_written_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,10 @@ import pytest
 from packhorse.errors import ConfigError
 from scheduler.predictor import make_predictor
 from scheduler.predictor.base import JobFeatures
-from scheduler.predictor.embedding import SentenceModel
 from scheduler.predictor.learned import Learned
 from scheduler.predictor.retrieval import Retrieval
 from scheduler.predictor.store import FLAT_ROWS, PromptStore
-from tests.scheduler.predictor.fakes import made_traffic, teach
+from tests.scheduler.predictor.fakes import Words, made_traffic, teach
 
 
 def unit(rng: np.random.Generator, count: int, dims: int = 32) -> np.ndarray:
@@ -116,18 +115,6 @@ def test_a_missing_sentence_model_is_named() -> None:
         pytest.skip("sentence-transformers is installed")
     with pytest.raises(ConfigError, match="embedding=some/model: needs the package sentence-transformers"):
         make_predictor("retrieval", embedding="some/model")
-
-
-class Words(SentenceModel):
-    """Embeds the first token alone."""
-
-    dims = 16
-
-    def __init__(self) -> None:
-        self._decode = None
-
-    def vectors(self, jobs):  # type: ignore[no-untyped-def]
-        return np.stack([np.random.default_rng(job.prompt[0]).standard_normal(16) for job in jobs]).astype(np.float32)
 
 
 def test_an_embedding_of_ones_own() -> None:
