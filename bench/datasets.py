@@ -21,6 +21,8 @@ import csv
 import gzip
 import io
 import json
+import math
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from itertools import islice
@@ -135,7 +137,7 @@ def _open(path: Path) -> io.BytesIO:
     try:
         data = path.read_bytes()
         return io.BytesIO(gzip.decompress(data) if path.name.endswith(".gz") else data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -181,8 +183,19 @@ def _json_seconds(row: Row) -> float | None:
         if key in row:
             if isinstance(row[key], bool) or not isinstance(row[key], int | float):
                 raise ValueError(f"{key}={_shown(row[key])} is not a number")
-            return float(row[key]) / per_second
+            return _number(key, row[key]) / per_second
     return None
+
+
+def _number(key: str, value: float | str) -> float:
+    """Raises ValueError for what is no number, is not finite, or is too large for one."""
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{key}={_shown(value)} is not a finite number")
+    return number
 
 
 _CSV_NAMES = {
@@ -211,7 +224,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row, float | None]]:
         row: Row = dict(zip(names, cells, strict=True))
         try:
             for key in ("input_tokens", "output_tokens"):
-                row[key] = int(float(row[key]))
+                row[key] = _whole(key, row[key])
             seconds = _csv_seconds(row.get("TIMESTAMP"))
         except ValueError as error:
             raise DatasetError(f"{path}, line {line}: {error}") from error
@@ -222,14 +235,21 @@ def _csv_seconds(text: str | None) -> float | None:
     """Seconds of a number or of a date such as 2023-11-16 18:17:03.9799600."""
     if text is None:
         return None
+    if ":" not in text:
+        return _number("TIMESTAMP", text)
+    whole, _, fraction = text.partition(".")
     try:
-        return float(text)
+        return datetime.fromisoformat(whole + "+00:00").timestamp() + float(f"0.{fraction or 0}")
     except ValueError:
-        whole, _, fraction = text.partition(".")
-        try:
-            return datetime.fromisoformat(whole + "+00:00").timestamp() + float(f"0.{fraction or 0}")
-        except ValueError:
-            raise ValueError(f"TIMESTAMP={_shown(text)} is not a number or a date and time") from None
+        raise ValueError(f"TIMESTAMP={_shown(text)} is not a number or a date and time") from None
+
+
+def _whole(key: str, text: str) -> int:
+    """Of "5" or "5.0"."""
+    number = _number(key, text)
+    if not number.is_integer():
+        raise ValueError(f"{key}={_shown(text)} is not an integer")
+    return int(number)
 
 
 def _output_tokens(row: Row) -> int | None:

@@ -39,7 +39,7 @@ _DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class WorkerEntry(_Part):
@@ -53,7 +53,7 @@ class WorkerEntry(_Part):
         default=None, pattern=r"^(raw|k[248]v[248])$", description="default: the deployment's"
     )
     link: Literal["zmq", "tcp", "ucx"] | None = Field(default=None, description="default: the deployment's")
-    nic_gbps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    nic_gbps: float | None = Field(default=None, gt=0)
     max_jobs: int | None = Field(default=None, ge=1)
     pool_bytes: int | None = Field(default=None, ge=1)
     data_bind: str | None = Field(default=None, pattern=r"^.+:\d+$")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,8 +43,8 @@ def plan(
     from scheduler.planner import DEFAULT_FORMATS, Slo, as_data, load_cluster, load_workload, render, search
 
     for name, value in (("--rate", rate), ("--slo-ttft", slo_ttft), ("--slo-tpot", slo_tpot)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name}={value:g} must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name}={value:g} must be above 0, and finite")
     formats = tuple(kv_formats.split(",")) if kv_formats else DEFAULT_FORMATS
     found = search(
         load_cluster(cluster), _shape(model), load_workload(workload, rate), Slo(slo_ttft, slo_tpot), formats, max_tp

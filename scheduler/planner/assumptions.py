@@ -22,7 +22,7 @@ class Assumptions(BaseModel):
     not measured here; `layer_seconds` is a guess for eager PyTorch.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     memory_share: float = Field(default=0.90, gt=0, le=1, description="of the GPU's memory that may be used")
     reserve_gb: float = Field(default=2.0, ge=0, description="per GPU: CUDA context, activations of a chunk, logits")

@@ -29,7 +29,7 @@ MAX_MACHINES = 1000
 class MachineEntry(BaseModel):
     """One machine, or `count` alike, which are then called name-0, name-1, ..."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")
     gpu: str
@@ -48,7 +48,7 @@ class MachineEntry(BaseModel):
 class ClusterFile(BaseModel):
     """The file's fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     link: Literal["zmq", "tcp", "ucx"] = "zmq"
     machines: tuple[MachineEntry, ...] = Field(min_length=1)

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from packhorse.errors import ConfigError
 from scheduler.pages import PAGE_TOKENS, SINK_TOKENS, page_bytes
 
 from .assumptions import Assumptions
@@ -34,6 +35,13 @@ class PageSizes:
 
     model: ModelShape
     kv_format: str
+
+    def check(self) -> None:
+        """Raises ConfigError where the format has no pages for the model's heads."""
+        try:
+            page_bytes(self.kv_format, self.model.head_dim, DTYPE_BYTES)
+        except ValueError as error:
+            raise ConfigError(f"{self.model.name}: {error}") from error
 
     @cached_property
     def page(self) -> int:

@@ -22,7 +22,7 @@ class Device(BaseModel):
     on at the 16-bit rate.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     memory_gb: float = Field(gt=0)
     bandwidth_gb_per_s: float = Field(gt=0)

@@ -100,6 +100,8 @@ def shape_of(config: Config, name: str) -> ModelShape:
     heads = _count(config, "num_attention_heads", "n_head", "num_heads")
     head_dim = _count(config, "head_dim", default=hidden // heads)
     kv_heads = _count(config, "num_key_value_heads", default=1 if config.get("multi_query") else heads)
+    if not (head_dim and kv_heads):
+        raise ValueError(f"head_dim={head_dim} and num_key_value_heads={kv_heads} must be at least 1")
     if heads % kv_heads:
         raise ValueError(f"num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}")
     context = _count(config, "max_position_embeddings", "n_positions", "n_ctx", default=1 << 20)
@@ -135,12 +137,24 @@ def _feed_forward(config: Config, kind: str, hidden: int, layers: int) -> tuple[
     if chosen > experts:
         raise ValueError(f"num_experts_per_tok={chosen} is more than the {experts} experts")
     expert = matrices * hidden * _count(config, "moe_intermediate_size", default=width)
-    dense_layers = _count(config, "first_k_dense_replace", default=0) + len(config.get("mlp_only_layers") or ())
+    dense_layers = _dense_layers(config)
+    if dense_layers > layers:
+        raise ValueError(
+            f"first_k_dense_replace and mlp_only_layers name {dense_layers} layers, the model has {layers}"
+        )
     shared = matrices * hidden * _shared_width(config)
     sparse_layers = layers - dense_layers
     router = hidden * experts
     dense = dense_layers * matrices * hidden * width + sparse_layers * (shared + router)
     return dense, sparse_layers * experts * expert, sparse_layers * chosen * expert, experts, chosen
+
+
+def _dense_layers(config: Config) -> int:
+    """Layers without experts, in a model that has some."""
+    listed = config.get("mlp_only_layers") or []
+    if not isinstance(listed, list):
+        raise ValueError(f"mlp_only_layers={listed!r} is not a list of layers")
+    return _count(config, "first_k_dense_replace", default=0) + len(listed)
 
 
 def _shared_width(config: Config) -> int:

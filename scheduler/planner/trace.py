@@ -13,6 +13,8 @@ import csv
 import gzip
 import io
 import json
+import math
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,7 @@ PROMPT = ("ContextTokens", "num_prefill_tokens", "input_length", "input_tokens",
 OUTPUT = ("GeneratedTokens", "num_decode_tokens", "output_length", "output_tokens", "completion_tokens")
 TIME = {"TIMESTAMP": 1.0, "arrival_time": 1.0, "timestamp": 1000.0}
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+MAX_TOKENS = 10**9  # of a length: far above any context, and no sum or power of it overflows
 Row = tuple[int, int, float | None]
 
 
@@ -69,7 +72,7 @@ def _text(path: Path) -> str:
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -77,13 +80,14 @@ def _tokens(fields: dict[str, Any], names: tuple[str, ...]) -> int:
     name = next((name for name in names if fields.get(name) not in (None, "")), None)
     if name is None:
         raise ValueError(f"has none of {', '.join(names)}")
+    value = fields[name]
     try:
-        count = int(float(fields[name]))
+        count = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        count = 0
-    if count < 1:
-        raise ValueError(f"{name}={fields[name]!r} is not a positive number of tokens")
-    return count
+        count = math.nan
+    if not (1 <= count <= MAX_TOKENS and count.is_integer()):
+        raise ValueError(f"{name}={value!r} is not a number of tokens, an integer from 1 to {MAX_TOKENS:,}")
+    return int(count)
 
 
 def _seconds(fields: dict[str, Any]) -> float | None:
@@ -92,9 +96,17 @@ def _seconds(fields: dict[str, Any]) -> float | None:
         return None
     value = fields[name]
     try:
-        return float(value) / TIME[name]
+        seconds = float(value) / TIME[name]
+    except OverflowError:
+        seconds = math.inf
     except (TypeError, ValueError):
-        pass
+        seconds = _date_seconds(name, value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name}={value!r} is not a finite number")
+    return seconds
+
+
+def _date_seconds(name: str, value: Any) -> float:
     try:
         text, _, fraction = str(value).partition(".")
         whole = datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()

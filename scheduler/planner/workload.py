@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from packhorse.errors import ConfigError
 
-from .trace import SUFFIXES, read_trace
+from .trace import MAX_TOKENS, SUFFIXES, read_trace
 from .yaml_file import read_model
 
 MAX_TRACE_ROWS = 20_000
@@ -31,14 +31,14 @@ Lengths = NDArray[np.float64]
 class LengthsEntry(BaseModel):
     """Tokens: one or two figures. Of three, p50 and the highest percentile count."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    mean: float | None = Field(default=None, ge=1)
-    p50: float | None = Field(default=None, ge=1)
-    p90: float | None = Field(default=None, ge=1)
-    p95: float | None = Field(default=None, ge=1)
-    p99: float | None = Field(default=None, ge=1)
-    max: int | None = Field(default=None, ge=1, description="longer ones are cut to this")
+    mean: float | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    p50: float | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    p90: float | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    p95: float | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    p99: float | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    max: int | None = Field(default=None, ge=1, le=MAX_TOKENS, description="longer ones are cut to this")
 
     @model_validator(mode="after")
     def _solvable(self) -> Self:
@@ -68,7 +68,7 @@ class LengthsEntry(BaseModel):
 class WorkloadFile(BaseModel):
     """A YAML workload: prompt_tokens, output_tokens, and requests_per_second."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prompt_tokens: LengthsEntry
     output_tokens: LengthsEntry
@@ -102,8 +102,8 @@ def load_workload(text: str, rate: float | None = None) -> Workload:
     path = Path(text)
     if lengths:
         prompt, output = (float(number) for number in lengths.groups())
-        if not (prompt and output):
-            raise ConfigError(f"workload {text!r}: both lengths must be at least 1", param="workload")
+        if not (1 <= prompt <= MAX_TOKENS and 1 <= output <= MAX_TOKENS):
+            raise ConfigError(f"workload {text!r}: both lengths must be from 1 to {MAX_TOKENS:,}", param="workload")
         found = Workload(text, np.array([prompt]), np.array([output]))
     elif path.name.endswith((".yaml", ".yml")):
         found = _from_figures(path.stem, read_model(path, WorkloadFile))

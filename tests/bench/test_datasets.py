@@ -100,6 +100,10 @@ def test_gzip_and_count(tmp_path: Path) -> None:
         ("bad.csv", "ContextTokens,GeneratedTokens\n1,2\n1\n", r"line 3: has 1 columns, the header 2"),
         ("bad.csv", "ContextTokens,GeneratedTokens\n1,2\nx,2\n", r"line 3: .*'x'"),
         ("bad.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nnoon,1,2\n", r"line 2: TIMESTAMP='noon' is not"),
+        ("bad.csv", "ContextTokens,GeneratedTokens\n1.5,2\n", r"line 2: input_tokens='1.5' is not an integer"),
+        ("bad.csv", "ContextTokens,GeneratedTokens\n1,inf\n", r"line 2: output_tokens='inf' is not a finite number"),
+        ("bad.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nnan,1,2\n", r"line 2: TIMESTAMP='nan' is not a finite"),
+        ("bad.jsonl", '{"prompt": "a", "timestamp": NaN}\n', r"line 1: timestamp=nan is not a finite number"),
         ("bad.parquet", "x", r"unknown kind"),
         ("bad.jsonl.gz", "not gzip", r"bad\.jsonl\.gz: "),
     ],
@@ -110,6 +114,13 @@ def test_errors_name_file_line_and_fault(tmp_path: Path, name: str, content: str
     with pytest.raises(DatasetError, match=message) as caught:
         load_dataset(path, 100, BUILDER)
     assert str(path) in str(caught.value)
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl.gz"
+    path.write_bytes(gzip.compress(b"")[:10] + b"no deflated data")
+    with pytest.raises(DatasetError, match=r"bad\.jsonl\.gz: Error -3 while decompressing"):
+        load_dataset(path, 1, BUILDER)
 
 
 def test_missing_file_and_bad_utf8(tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ def test_json_is_json_and_a_plan_with_tensor_parallelism_is_refused_by_the_loade
         (["--kv-formats", "k9v9"], "'k9v9' is unknown; allowed: raw"),
         (["--slo-ttft", "-1"], "--slo-ttft=-1 must be above 0"),
         (["--slo-tpot", "nan"], "--slo-tpot=nan must be above 0"),
+        (["--rate", "inf"], "--rate=inf must be above 0, and finite"),
         (["--workload", "none.csv"], "none.csv: No such file"),
         (["--model", "none.json"], "none.json: No such file"),
         (["--out", "/nowhere/at/all.yaml"], "/nowhere/at/all.yaml: No such file"),

@@ -66,6 +66,13 @@ def test_defaults_counts_and_own_devices(write: Write) -> None:
         ),
         ("machines: [{name: a, gpu: T4, gpus: 0}]", "machines[0].gpus=0: Input should be greater than or equal to 1"),
         ("machines: [{name: a, gpu: T4}]", "machines[0].gpus is missing"),
+        ("machines: [{name: a, gpu: T4, gpus: 1, nic_gbps: -3}]", "machines[0].nic_gbps=-3: Input should be greater"),
+        (
+            "machines: [{name: a, gpu: T4, gpus: 1, nic_gbps: .inf}]",
+            "machines[0].nic_gbps=inf: Input should be a finite",
+        ),
+        ("assumptions: {reserve_gb: .inf}\n" + GOOD, "assumptions.reserve_gb=inf: Input should be a finite"),
+        ("devices: {x: {memory_gb: .inf}}\n" + GOOD, "devices.x.memory_gb=inf: Input should be a finite"),
         ("machines: []", "machines=[]"),
         ("link: pigeon\n" + GOOD, "link='pigeon': Input should be 'zmq', 'tcp' or 'ucx'"),
         ("colour: red\n" + GOOD, "colour is no field; allowed: link, machines, devices, assumptions"),
@@ -145,6 +152,15 @@ def test_lengths_have_the_given_figures(write: Write, figures: str, expected: di
             "no log-normal distribution has mean=1 and p95=100",
         ),
         ("{prompt_tokens: {p50: 9, p90: 3}, output_tokens: {mean: 5}}", "no log-normal distribution has p50=9"),
+        ("{prompt_tokens: {mean: .inf}, output_tokens: {mean: 5}}", "prompt_tokens.mean=inf: Input should be"),
+        (
+            "{prompt_tokens: {p50: 9, p95: 1.0e+300}, output_tokens: {mean: 5}}",
+            "prompt_tokens.p95=1e+300: Input should be",
+        ),
+        (
+            "{prompt_tokens: {mean: 9}, output_tokens: {mean: 5}, requests_per_second: .inf}",
+            "requests_per_second=inf: Input should be a finite number",
+        ),
         ("{prompt_tokens: {p42: 9}, output_tokens: {mean: 5}}", "prompt_tokens.p42 is no field; allowed: mean, p50"),
     ],
 )
@@ -178,8 +194,27 @@ def test_traces_give_pairs_and_the_rate(write: Write, tmp_path: Path) -> None:
     ("name", "text", "named"),
     [
         ("a.csv", "ContextTokens\n5\n", "line 2: has none of GeneratedTokens"),
-        ("a.csv", "ContextTokens,GeneratedTokens\n5,x\n", "line 2: GeneratedTokens='x' is not a positive number"),
+        ("a.csv", "ContextTokens,GeneratedTokens\n5,x\n", "line 2: GeneratedTokens='x' is not a number of tokens"),
         ("a.csv", "ContextTokens,GeneratedTokens\n", "holds no requests"),
+        ("a.csv", "ContextTokens,GeneratedTokens\n5,0\n", "line 2: GeneratedTokens='0' is not a number of tokens"),
+        ("a.csv", "ContextTokens,GeneratedTokens\n5.7,5\n", "line 2: ContextTokens='5.7' is not a number of tokens"),
+        ("a.csv", "ContextTokens,GeneratedTokens\nnan,5\n", "line 2: ContextTokens='nan' is not a number of tokens"),
+        (
+            "a.jsonl",
+            '{"input_length": 5, "output_length": true}\n',
+            "line 1: output_length=True is not a number of tokens",
+        ),
+        ("a.jsonl", '{"input_length": 5, "output_length": 1e400}\n', "line 1: output_length=inf is not a number of"),
+        (
+            "a.jsonl",
+            '{"input_length": 5, "output_length": 5, "timestamp": NaN}\n',
+            "line 1: timestamp=nan is not a finite",
+        ),
+        (
+            "a.csv",
+            "TIMESTAMP,ContextTokens,GeneratedTokens\ninf,5,5\n",
+            "line 2: TIMESTAMP='inf' is not a finite number",
+        ),
         ("a.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nnoon,5,5\n", "line 2: TIMESTAMP='noon' is neither"),
         ("a.jsonl", '{"input_length": 5, "output_length": 5}\n[]\n', "line 2: holds list"),
         ("a.jsonl", "{\n", "line 1: is not JSON"),
@@ -193,6 +228,19 @@ def test_what_is_wrong_with_a_trace_is_named(write: Write, name: str, text: str,
         load_workload(str(path))
     assert str(path) in error.value.message
     assert named in error.value.message
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"")[:10] + b"no deflated data")
+    with pytest.raises(ConfigError, match=r"a\.csv\.gz: Error -3 while decompressing"):
+        load_workload(str(path))
+
+
+@pytest.mark.parametrize("text", ["0:5", "5:0", "9" * 400 + ":1", "1:" + "9" * 5000])
+def test_lengths_that_no_request_has_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="both lengths must be from 1 to 1,000,000,000"):
+        load_workload(text)
 
 
 @pytest.mark.skipif("PACKHORSE_DATA" not in os.environ, reason="PACKHORSE_DATA is not set")

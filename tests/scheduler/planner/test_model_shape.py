@@ -75,6 +75,10 @@ def test_the_embedded_models_weights_agree() -> None:
         ({"kv_lora_rank": 512}, "latent attention is not served"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok=9 is more than the 8 experts"),
         ({"vocab_size": 0}, "vocab_size=0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads=0 must be at least 1"),
+        ({"head_dim": 0}, "head_dim=0 and"),
+        ({"mlp_only_layers": 5}, "mlp_only_layers=5 is not a list"),
+        ({"first_k_dense_replace": 33}, "name 33 layers, the model has 32"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_file(write: Callable[..., Path], change: dict[str, Any], named: str) -> None:
