@@ -37,6 +37,12 @@ class Option:
     decode_flow: float
 
     @property
+    def serves(self) -> bool:
+        """Whether it has instances, and none that cannot do its part. GPUs that are too few for one stay idle in another split."""
+        working = self.prefill_rate > 0 or not self.prefills, self.decode_rate > 0 or not self.decodes
+        return all(working) and self.prefill_flow + self.decode_flow > 0
+
+    @property
     def prefill_rate(self) -> float:
         return self.prefills * self.prefill.rate if self.prefill else 0.0
 
@@ -49,7 +55,7 @@ class Option:
 class Problem:
     """What is planned for, in one KV format. `tpot_seconds` is what the SLO leaves of TPOT for the decode step.
 
-    Tensor parallelism goes up to `max_tp`.
+    Tensor parallelism goes up to `max_tp`. Machines with a NIC below `least_nic_gbps` decode what they prefill, and nothing else.
     """
 
     model: ModelShape
@@ -58,6 +64,11 @@ class Problem:
     kv_format: str
     tpot_seconds: float | None
     max_tp: int = TP_DEGREES[-1]
+    least_nic_gbps: float = 0.0
+
+    def crosses(self, machine: Machine) -> bool:
+        """Whether jobs may go from the machine to another one, or come from there."""
+        return machine.nic_gbps >= self.least_nic_gbps
 
     @property
     def sizes(self) -> PageSizes:
@@ -76,11 +87,11 @@ class Options:
         return Instance(self.problem.model, machine.device, tp, machine.assume)
 
     def of(self, machine: Machine) -> list[Option]:
-        """All options that serve something; one that serves nothing where there is no other."""
-        nic = machine.nic_gbps * GIGA / 8 * machine.assume.nic_share
+        """All options whose instances serve something, each of them; one without instances where there is no other."""
+        nic = machine.nic_gbps * GIGA / 8 * machine.assume.nic_share if self.problem.crosses(machine) else 0.0
         carried = nic / self.problem.demand.mean_shipped_bytes(self.problem.sizes)
         found = [self._option(machine, split, carried) for split in splits(machine.gpus, self._degrees(machine))]
-        useful = [option for option in found if option.prefill_flow + option.decode_flow > 0]
+        useful = [option for option in found if option.serves]
         return useful or [Option(0, 1, 0, 1, None, None, 0.0, 0.0)]
 
     def refusals(self, machine: Machine) -> tuple[str, str]:

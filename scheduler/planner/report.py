@@ -94,6 +94,7 @@ def _plan_data(plan: Plan, result: PlanResult) -> dict[str, Any]:
         "tpot_seconds": plan.tpot_seconds,
         "exposed_transfer_seconds": plan.exposed_seconds,
         "shipped_bytes": plan.shipped_bytes,
+        "apart": list(plan.apart),
         "reasons": reasons(plan, result),
         "machines": [_machine_data(given) for given in plan.assignments],
     }
@@ -143,6 +144,8 @@ def _limits(plan: Plan, side: str) -> str:
 def _network(plan: Plan) -> list[str]:
     out, into = plan.prefill_rate - plan.prefill_flow, plan.decode_rate - plan.decode_flow
     found = []
+    if plan.apart:
+        found.append(f"no jobs go from or to {_names(plan.apart)}: transfers over the NIC would break the TPOT limit")
     if out > _CLOSE * plan.prefill_rate:
         found.append(
             f"NICs of prefill machines hold back {out:.2f} requests/s ({out / plan.prefill_rate:.0%} of the prefill rate)"

@@ -14,8 +14,8 @@ from packhorse.errors import ConfigError
 from scheduler.pages import KV_FORMATS
 
 from .cluster import Cluster, Machine
-from .cost import GIGA
-from .frontier import Choice, best_choices
+from .cost import GIGA, PageSizes
+from .frontier import KEPT, Choice, best_choices
 from .model_shape import ModelShape
 from .options import TP_DEGREES, Option, Options, Problem
 from .rates import Demand, Slo, ttft_quantile
@@ -38,7 +38,8 @@ class Plan:
     """Flows in requests per second; `goodput` is the smaller one. Rates are what the workers alone sustain, without NICs.
 
     `exposed_seconds` is the largest mean, over the plan's pairs of machines, of the transfer that prefill does not hide; it comes
-    between token 1 and token 2. `ttft_seconds` is met by `ttft_share` of the requests when the goodput is offered.
+    between token 1 and token 2. Machines in `apart` send no jobs and get none. `ttft_seconds` is met by `ttft_share` of the requests
+    when the goodput is offered.
     """
 
     kv_format: str
@@ -48,6 +49,7 @@ class Plan:
     ttft_seconds: float
     ttft_share: float
     tpot_seconds: float
+    apart: tuple[str, ...] = ()
 
     @property
     def prefill_flow(self) -> float:
@@ -105,6 +107,7 @@ def search(
     demand, found, refused = Demand(workload), dict[str, list[Plan]](), dict[str, str]()
     for kv_format in sorted(set(formats), key=KV_FORMATS.index):
         try:
+            PageSizes(model, kv_format).check()
             found[kv_format] = _plans(cluster, Problem(model, demand, slo, kv_format, slo.tpot_seconds, max_tp))
         except ConfigError as error:
             refused[kv_format] = error.message
@@ -118,21 +121,44 @@ def search(
 
 
 def _plans(cluster: Cluster, problem: Problem) -> list[Plan]:
-    """The best plan and the runner-up in one format. Where transfers add too much to TPOT, decode steps get less of it."""
+    """The best plan and the runner-up in one format."""
     limit, plans = problem.slo.tpot_seconds, _solve(cluster, problem)
-    if limit is None:
+    if limit is None or all(plan.tpot_seconds <= limit for plan in plans):
         return plans
-    for _ in range(_TIGHTENINGS):
-        if plans[0].tpot_seconds <= limit:
-            return [plan for plan in plans if plan.tpot_seconds <= limit]
-        left = limit - plans[0].exposed_seconds / problem.demand.decoded_tokens
-        try:
-            plans = _solve(cluster, replace(problem, tpot_seconds=left))
-        except ConfigError:
-            break
-    raise ConfigError(
-        f"transfers add {plans[0].exposed_seconds:.3g} s after token 1, too much for the TPOT limit of {limit:g} s"
-    )
+    within = _within_tpot(cluster, problem, limit)
+    if not within:
+        raise ConfigError(
+            f"transfers add {plans[0].exposed_seconds:.3g} s after token 1, too much for the TPOT limit of {limit:g} s"
+        )
+    return within
+
+
+def _within_tpot(cluster: Cluster, problem: Problem, limit: float) -> list[Plan]:
+    """The two best plans where transfers add too much to TPOT: decode steps get less of it, or the slowest NICs carry nothing.
+
+    The latter are left out one after the other, as long as what the others could carry is more than what was found.
+    """
+    found: list[Plan] = []
+    for least in (0.0, *sorted({machine.nic_gbps for machine in cluster.machines})[1:], float("inf")):
+        left = limit
+        for _ in range(_TIGHTENINGS + 1):
+            try:
+                plans = _solve(cluster, replace(problem, tpot_seconds=left, least_nic_gbps=least))
+            except ConfigError:
+                break
+            if left == limit and len(found) == KEPT and plans[0].goodput <= found[-1].goodput:
+                return found
+            if plans[0].tpot_seconds <= limit:
+                found = _best(found + [plan for plan in plans if plan.tpot_seconds <= limit])
+                break
+            left = limit - plans[0].exposed_seconds / problem.demand.decoded_tokens
+    return found
+
+
+def _best(plans: Sequence[Plan]) -> list[Plan]:
+    """The two best ones whose flows differ."""
+    by_flows = {(round(plan.prefill_flow, 9), round(plan.decode_flow, 9)): plan for plan in reversed(plans)}
+    return sorted(by_flows.values(), key=lambda plan: plan.goodput, reverse=True)[:KEPT]
 
 
 def _solve(cluster: Cluster, problem: Problem) -> list[Plan]:
@@ -172,6 +198,7 @@ def _plan(choice: Choice, groups: Sequence[tuple[list[Machine], list[Option]]], 
         ttft_seconds=max(_ttft_quantiles(assignments, options, load, share)),
         ttft_share=share,
         tpot_seconds=step + exposed / problem.demand.decoded_tokens,
+        apart=tuple(given.machine.name for given in assignments if not problem.crosses(given.machine)),
     )
 
 
@@ -186,22 +213,23 @@ def _ttft_quantiles(assignments: Sequence[Assignment], options: Options, load: f
 
 def _exposed_seconds(assignments: Sequence[Assignment], options: Options) -> float:
     """The largest mean over pairs of machines. Layers leave while later ones compute: at least the last layer's pages are exposed."""
-    problem, prompts = options.problem, options.problem.demand.workload.prompts
-    shipped, layers = problem.sizes.shipped(prompts), problem.model.layers
-    senders = {
-        (given.machine.kind, given.option.prefill_tp): given for given in assignments if given.option.prefill_flow
-    }
-    receivers = [given.machine.nic_gbps for given in assignments if given.option.decode_flow]
-    slowest, worst = min(receivers, default=float("inf")), 0.0
-    for given in senders.values():
-        if len(assignments) == 1:
-            break
-        rate = min(given.machine.nic_gbps, slowest) * GIGA / 8 * given.machine.assume.nic_share
-        hidden = (
-            options.instance(given.machine, given.option.prefill_tp).prefill_seconds(prompts) * (layers - 1) / layers
-        )
-        worst = max(worst, float(np.mean(np.maximum(shipped / rate / layers, shipped / rate - hidden))))
-    return worst
+    crossing = [given for given in assignments if options.problem.crosses(given.machine)]
+    receivers = sorted((given.machine.nic_gbps, given.machine.name) for given in crossing if given.option.decode_flow)
+    pairs: dict[tuple[object, ...], tuple[Assignment, float]] = {}
+    for given in crossing:
+        slowest = next((nic for nic, name in receivers if name != given.machine.name), None)
+        if given.option.prefill_flow and slowest is not None:
+            pairs[given.machine.kind, given.option.prefill_tp, slowest] = given, slowest
+    return max((_exposed(given, nic_gbps, options) for given, nic_gbps in pairs.values()), default=0.0)
+
+
+def _exposed(sender: Assignment, nic_gbps: float, options: Options) -> float:
+    """From a machine to one with a NIC of `nic_gbps`, in the mean."""
+    machine, prompts = sender.machine, options.problem.demand.workload.prompts
+    shipped, layers = options.problem.sizes.shipped(prompts), options.problem.model.layers
+    rate = min(machine.nic_gbps, nic_gbps) * GIGA / 8 * machine.assume.nic_share
+    hidden = options.instance(machine, sender.option.prefill_tp).prefill_seconds(prompts) * (layers - 1) / layers
+    return float(np.mean(np.maximum(shipped / rate / layers, shipped / rate - hidden)))
 
 
 def _why_nothing(groups: Sequence[tuple[list[Machine], list[Option]]], options: Options) -> str:

@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -137,6 +138,17 @@ def test_an_slo_that_nobody_meets_says_who_fails_and_why(llama: ModelShape, clus
         search(described, llama, CHAT, Slo(tpot_seconds=0.001))
 
 
+def test_a_format_without_pages_for_the_heads_is_left_out_and_alone_refused(
+    llama: ModelShape, cluster: MakeCluster
+) -> None:
+    odd, machines = replace(llama, head_dim=100), cluster(("A100-80GB", 2))
+    found = search(machines, odd, CHAT, Slo(), ("raw", "k4v2"))
+    assert [plan.kv_format for plan in found.formats] == ["raw"]
+    assert "head_dim=100 with k4v2: K's codes do not fill words" in found.notes[0]
+    with pytest.raises(ConfigError, match="head_dim=100 with k4v2"):
+        search(machines, odd, CHAT, Slo(), ("k4v2",))
+
+
 def test_a_model_that_fits_nowhere_says_so(llama: ModelShape, cluster: MakeCluster) -> None:
     with pytest.raises(
         ConfigError, match="cannot prefill: the weights do not fit and cannot decode: the weights do not fit"
@@ -188,6 +200,47 @@ def test_a_transfer_after_token_1_counts_against_tpot(llama: ModelShape, cluster
     with pytest.raises(ConfigError, match="too much for the TPOT limit"):
         search(slow, llama, long_prompts, Slo(tpot_seconds=0.02), ["raw"])
     assert search(fast, llama, long_prompts, Slo(tpot_seconds=0.02), ["raw"]).best.tpot_seconds <= 0.02
+
+
+def test_another_machine_never_makes_a_plan_worse(llama: ModelShape, cluster: MakeCluster) -> None:
+    pair, limit = (("A100-80GB", 4, 400.0), ("A100-80GB", 4, 400.0)), Slo(tpot_seconds=0.06)
+    without = search(cluster(*pair), llama, CHAT, limit, ["raw"]).best
+    for gpus, more in ((1, False), (4, True)):
+        found = search(cluster(*pair, ("A10G", gpus, 0.01)), llama, CHAT, limit, ["raw"])
+        best = found.best
+        assert best.tpot_seconds <= 0.06
+        assert best.goodput > without.goodput if more else best.goodput == pytest.approx(without.goodput)
+        assert best.apart == ("m2",)
+        slow = next(given.option for given in best.assignments if given.machine.name == "m2")
+        assert slow.prefill_flow == slow.decode_flow
+        assert (slow.prefill_flow > 0) is more
+        assert "no jobs go from or to m2: transfers over the NIC" in render(found)
+        assert found.runner_up is not None
+        assert found.runner_up.goodput <= best.goodput
+
+
+def test_a_machine_that_does_both_parts_waits_for_no_network(llama: ModelShape, cluster: MakeCluster) -> None:
+    """The other one is too small for the model, so nothing crosses the NIC."""
+    found = search(cluster(("H100", 2, 1.0), ("T4", 1, 1.0)), llama, CHAT, Slo(tpot_seconds=0.06), ["raw"])
+    assert (
+        found.best.goodput
+        == search(cluster(("H100", 2, 1.0)), llama, CHAT, Slo(tpot_seconds=0.06), ["raw"]).best.goodput
+    )
+    assert (found.best.exposed_seconds, found.best.apart) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "machines", [(("T4", 3), ("A100-80GB", 1)), (("T4", 3), ("V100-32GB", 2)), (("L4", 3), ("T4", 1))]
+)
+def test_no_plan_has_a_worker_that_cannot_serve(
+    llama: ModelShape, cluster: MakeCluster, machines: tuple[tuple[str, int], ...]
+) -> None:
+    """On three T4s two hold the model, and the third alone nothing."""
+    for workload in ("256:1024", "2048:64"):
+        found = search(cluster(*machines), llama, load_workload(workload), Slo())
+        for plan in (found.best, *([found.runner_up] if found.runner_up else [])):
+            rates = [(given.option.prefill, given.option.decode) for given in plan.assignments]
+            assert all(rate.rate > 0 for pair in rates for rate in pair if rate)
 
 
 def test_precision_is_given_up_only_for_goodput(llama: ModelShape, cluster: MakeCluster) -> None:
