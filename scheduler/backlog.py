@@ -66,7 +66,10 @@ class Backlog:
         return max((done / able for done, able in zip(work, self._capacity, strict=True) if able > 0), default=0.0)
 
     def _measure(self) -> Work:
-        """Of each kind what all workers do in a second, with the batches that they have now."""
+        """Of each kind what all workers do in a second, with the batches that they have now; that of an idle one is one short job.
+
+        Context may be all that a worker's steps are found to cost, so none of it would be a step in no time.
+        """
         prefills = pages = places = 0.0
         typical = self._typical.prefill_seconds(_TYPICAL_PROMPT)
         for worker in self._workers:
@@ -74,7 +77,7 @@ class Backlog:
             if info.role == "prefill":
                 prefills += typical / cost.prefill_seconds(_TYPICAL_PROMPT)
             else:
-                steps = 1.0 / cost.step_seconds(worker.context_tokens, max(1, len(worker.jobs)))
+                steps = 1.0 / cost.step_seconds(max(1, worker.context_tokens), max(1, len(worker.jobs)))
                 pages, places = pages + steps * info.capacity_pages, places + steps * info.max_jobs
         return prefills, pages, places
 

@@ -112,6 +112,18 @@ class SchedulerCore:
             handler(peer, message, now)
         return self._flush(now)
 
+    def broken(self, peer: bytes, message: Model, now: float) -> list[Outgoing]:
+        """`handle` raised, by a fault of ours. A job that was submitted fails: its gateway would wait for it without end."""
+        if isinstance(message, Submit):
+            error = PackhorseError("the scheduler failed over this job; its log has why")
+            job = self.jobs.get(message.job.job_id)
+            if job is None:
+                self._refuse(peer, message.job, error)
+            elif job.gateway == peer:
+                self._life.end(job, failed(error), now)
+        out, self._out = self._out, []
+        return out
+
     def tick(self, now: float) -> list[Outgoing]:
         """Time has passed: overdue jobs, silent workers and silent gateways. To be called every second or oftener."""
         for worker in self.workers.silent(now - self.config.worker_timeout_seconds):

@@ -12,6 +12,7 @@ from packhorse.config import SchedulerConfig
 from packhorse.errors import ConfigError, FrameError, LinkClosedError
 from scheduler.core import Outgoing, SchedulerCore
 from transport.control import ControlServer
+from transport.messages import Model
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +69,18 @@ class Scheduler:
         while True:
             try:
                 peer, message = await self._server.receive()
-                await self._send(self.core.handle(peer, message, time.monotonic()))
+                await self._send(self._handled(peer, message))
             except LinkClosedError:
                 return
-            except Exception:  # the process's top loop: one message, not the scheduler, fails
-                log.exception("a message could not be handled")
+            except Exception:  # the process's top loop
+                log.exception("a message could not be taken, or its answer not be sent")
+
+    def _handled(self, peer: bytes, message: Model) -> list[Outgoing]:
+        try:
+            return self.core.handle(peer, message, time.monotonic())
+        except Exception:  # the process's top loop: one message, not the scheduler, fails
+            log.exception("%s of %s could not be handled", type(message).__name__, peer.decode(errors="replace"))
+            return self.core.broken(peer, message, time.monotonic())
 
     async def _tick_loop(self) -> None:
         """After an oversleep (a stopped process, a busy machine) what waits in the socket is heard before anyone is called silent."""

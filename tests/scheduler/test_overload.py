@@ -86,6 +86,17 @@ def test_nothing_is_shed_before_a_rate_is_known_or_when_it_is_turned_off() -> No
     assert not never.take(JobFailed)
 
 
+def test_an_idle_worker_whose_steps_cost_by_their_context_alone_is_no_division_by_zero() -> None:
+    """Steps that grow faster than their context are fitted so."""
+    bench = busy_bench(1.0, 5, queue_seconds=10.0)
+    bench.register(decode_info("d2", max_context_tokens=1))
+    bench.core.experience.cost.worker("d2").decode.coefficients = (0.0, 1e-6, 0.0)
+    bench.wait(2.0)
+    bench.sent.clear()
+    bench.submit(make_job("late"))
+    assert bench.core.jobs["late"].state == "queued"
+
+
 def test_a_ttft_that_is_set_counts_too() -> None:
     bench = busy_bench(1.0, 4, shed_ttft_seconds=10.0)
     for i in range(20):

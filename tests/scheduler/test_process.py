@@ -256,6 +256,25 @@ async def test_stopping_twice_or_before_the_start_is_harmless() -> None:
     await scheduler.stop()
 
 
+@pytest.mark.parametrize("where", ["queue", "place_heads"])
+async def test_a_fault_of_the_scheduler_fails_the_job_and_not_the_scheduler(
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError("a worker whose steps take no time")
+
+    async with cluster() as c:
+        with monkeypatch.context() as patched:
+            patched.setattr(c.scheduler.core._life, where, fault)
+            await c.gateway.send(Submit(job=make_job()))
+            failure = await c.expect(JobFailed)
+        assert (failure.job_id, failure.error.code) == ("job-1", "internal_error")
+        assert "Submit of gateway-1 could not be handled" in caplog.text
+        await c.gateway.send(Submit(job=make_job("job-2")))
+        await c.expect(Placed)
+        assert "job-1" not in c.scheduler.core.jobs
+
+
 async def test_what_was_learned_outlives_the_process(tmp_path: Path) -> None:
     file = tmp_path / "lengths.npz"
     kept = {"predictor": "percentile", "predictor_file": str(file)}
