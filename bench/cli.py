@@ -56,7 +56,7 @@ def serve(
     """Open-loop load on any OpenAI-compatible server: TTFT, TPOT, ITL, JCT, throughput and goodput."""
     from bench.console import table_console
     from bench.metrics import Limits
-    from bench.report import print_summary, write_json
+    from bench.report import check_writable, print_summary, write_json
     from bench.serve import ServeOptions, run_serve
 
     with config_errors():
@@ -66,6 +66,8 @@ def serve(
             endpoint=endpoint, ignore_eos=ignore_eos, temperature=temperature, timeout=timeout,  # type: ignore[arg-type]
             max_ttft=max_ttft, limits=Limits(slo_ttft, slo_tpot, slo_jct),
         )  # fmt: skip
+        if json:
+            check_writable("json", json)
         result = asyncio.run(run_serve(options, api_key))
         print_summary(result.summary, table_console())
         if json:
@@ -103,9 +105,11 @@ def quality(
     from bench.console import table_console
     from bench.quality import QualityOptions, run_quality
     from bench.quality_report import print_quality
-    from bench.report import write_json
+    from bench.report import check_writable, write_json
 
     with config_errors():
+        if json:
+            check_writable("json", json)
         names = [
             name.strip()
             for part in [*(formats or []), *(more or [])]

@@ -68,9 +68,11 @@ def _lines(summary: dict[str, Any]) -> list[str]:
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Raises ConfigError naming `option` where the file's folder is missing, before anything is measured."""
+    """Raises ConfigError naming `option` where the file's folder is missing, or it is one, before anything is measured."""
     if not path.parent.is_dir():
         raise ConfigError(f"{option}={path}: no such folder", param=option)
+    if path.is_dir():
+        raise ConfigError(f"{option}={path}: is a folder, not a file", param=option)
 
 
 def write_json(path: Path, result: dict[str, Any] | list[dict[str, Any]]) -> None:

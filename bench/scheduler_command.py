@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,9 @@ from bench.exits import config_errors
 from packhorse.errors import ConfigError
 
 _ALONE = ("scale", "against_live", "heterogeneous")
+_SATURATION = ("saturation", "workload", "policy", "placement", "kv_format", "cluster", "max_batch", "json")
+_NEEDS = {"repeats": "against_live", "failure_seconds": "failures"}  # what has no effect without another flag
+_INSTEAD = {"load": "rate", "load_of": "rate"}  # and what has none beside another
 
 
 def scheduler(
@@ -34,7 +38,10 @@ def scheduler(
     ] = None,
     cluster: Annotated[str, typer.Option(help="a100, a100-40gb, or a cluster file that the planner splits")] = "a100",
     max_batch: Annotated[
-        int | None, typer.Option(help="jobs on a decode worker; default 32, in a file the planner's")
+        int | None,
+        typer.Option(
+            help="jobs on a decode worker; default 32, in a file 256, and what leaves half of the memory to pages"
+        ),
     ] = None,
     arrivals: Annotated[str, typer.Option(help="poisson, or trace: the workload's own times at that rate")] = "poisson",
     frozen: Annotated[bool, typer.Option("--frozen", help="predictors learn nothing during the run")] = False,
@@ -74,10 +81,15 @@ def scheduler(
         "rate": rate, "kv_format": kv_format,
     }  # fmt: skip
     given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
+    from bench.report import check_writable
+
     with config_errors():
+        if json:
+            check_writable("json", json)
         if scale or against_live or heterogeneous:
             _run_alone(context, repeats, json)
             return
+        _check_heeded([name for name in context.params if _is_given(context, name)])
         single = {
             "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
             "arrivals": arrivals, "frozen": frozen, "tool_pauses": tool_pauses, "failures": failures,
@@ -92,14 +104,28 @@ def _run_alone(context: typer.Context, repeats: int, json: Path | None) -> None:
     alone = [name for name in given if name in _ALONE]
     heard = {*alone[:1], "json", *(["repeats"] if alone == ["against_live"] else [])}
     if others := [name for name in given if name not in heard]:
-        flags = ", ".join("--" + name.replace("_", "-") for name in others)
-        raise ConfigError(f"--{alone[0].replace('_', '-')} stands alone; given beside it: {flags}")
+        raise ConfigError(f"{_flags(alone[0])} stands alone; given beside it: {_flags(*others)}")
     if alone[0] == "scale":
         _run_scale(json)
     elif alone[0] == "heterogeneous":
         _run_heterogeneous(json)
     else:
         _run_against_live(repeats, json)
+
+
+def _check_heeded(given: Collection[str]) -> None:
+    """A flag that would have no effect on the grid, or on its saturation alone, is refused."""
+    if "saturation" in given and (others := [name for name in given if name not in _SATURATION]):
+        raise ConfigError(f"{_flags('saturation')} has no use for {_flags(*others)}")
+    for name in given:
+        if (needed := _NEEDS.get(name)) and needed not in given:
+            raise ConfigError(f"{_flags(name)} has no effect without {_flags(needed)}")
+        if (other := _INSTEAD.get(name)) and other in given:
+            raise ConfigError(f"{_flags(other)} stands instead of {_flags(name)}; given are both")
+
+
+def _flags(*names: str) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -118,11 +144,8 @@ def _run_scale(json: Path | None) -> None:
 
 
 def _run_heterogeneous(json: Path | None) -> None:
-    from bench.report import check_writable
     from bench.sim_hetero import print_hetero, run_hetero
 
-    if json:
-        check_writable("json", json)
     result = run_hetero()
     print_hetero(result, table_console())
     _write(json, result)

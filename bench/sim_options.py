@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -88,8 +89,11 @@ class SchedulerOptions:
         for name in ("requests", "seeds", "max_batch", "load", "rate", "failure_seconds"):
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
-                if number is not None and not number > 0:
-                    raise ConfigError(f"{name}={number} is not a positive number", param=name)
+                if number is not None and not 0 < number < math.inf:
+                    raise ConfigError(f"{name}={number} is not a positive, finite number", param=name)
+        for name, seconds in (("slo_ttft", self.slo.ttft_seconds), ("slo_tpot", self.slo.tpot_seconds)):
+            if not seconds > 0:
+                raise ConfigError(f"{name}={seconds} is not a positive number", param=name)
 
     def cases(self) -> Iterator[Case]:
         rates: list[tuple[float | None, float | None]] = [(None, rate) for rate in self.rate]

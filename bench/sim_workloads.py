@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +40,8 @@ _MAX_ROWS = 1_000_000
 class Source:
     """All requests of a data set. `max_tokens` is what every client asks for: the least power of two that covers all outputs.
 
+    In the order of the file; where all have times, in theirs.
+
     `prompts` are token ids, where the set has texts; `times` seconds, where it has any. `blocks`: where the set says which prompts begin
     alike, the ids of each one's blocks of HASH_BLOCK_TOKENS tokens, 0 to `num_blocks` - 1, equal for equal text.
     """
@@ -64,8 +67,11 @@ class Source:
         times: Sequence[float] = (),
         blocks: Sequence[Blocks] = (),
     ) -> Source:
-        most = covering(max(output_tokens))
-        return cls(name, prompt_tokens, output_tokens, most, list(prompts), list(times), list(blocks))
+        most, order = covering(max(output_tokens)), range(len(prompt_tokens))
+        by_time = sorted(order, key=times.__getitem__) if times else order
+        columns = (prompt_tokens, output_tokens, prompts, times, blocks)
+        prompt, output, ids, seconds, known = ([column[i] for i in by_time] if column else [] for column in columns)
+        return cls(name, prompt, output, most, ids, seconds, known)
 
     @cached_property
     def num_blocks(self) -> int:
@@ -154,17 +160,26 @@ def _read(name: str, path: Path) -> Source:
         requests = load_dataset(path, _MAX_ROWS, RequestBuilder(seed=0))
         prompts = [text_ids(request.prompt) or (0,) for request in requests]
         return Source.of(
-            name, [len(prompt) for prompt in prompts], [request.max_tokens for request in requests], prompts
+            name,
+            [len(prompt) for prompt in prompts],
+            [request.max_tokens for request in requests],
+            prompts,
+            times=_if_all([request.arrival_seconds for request in requests]),
         )
     rows = read_trace(path, _MAX_ROWS)
-    times = [seconds for _, _, seconds in rows if seconds is not None]
     return Source.of(
         name,
         [row[0] for row in rows],
         [row[1] for row in rows],
-        times=times if len(times) == len(rows) else (),
+        times=_if_all([row[2] for row in rows]),
         blocks=numbered(list(read_blocks(path))) if _first_line_has(path, ("hash_ids",)) else (),
     )
+
+
+def _if_all(times: Sequence[float | None]) -> list[float]:
+    """The times, where none is missing."""
+    known = [time for time in times if time is not None]
+    return known if len(known) == len(times) else []
 
 
 def _first_line_has(path: Path, keys: Sequence[str]) -> bool:
@@ -176,7 +191,7 @@ def _first_line_has(path: Path, keys: Sequence[str]) -> bool:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             first = file.readline()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}", param="workload") from error
     return any(f'"{key}"' in first for key in keys)
 
@@ -203,10 +218,13 @@ def poisson_times(count: int, rate: float, seed: int) -> list[float]:
 
 
 def own_times(times: Sequence[float], rate: float) -> list[float]:
-    """A trace's own times, stretched to a mean rate. Raises ConfigError where there are none."""
+    """A trace's own ascending times, stretched to a mean rate. Raises ConfigError where there are none, or all are the same."""
     if not times:
         raise ConfigError("arrivals=trace needs a workload with times", param="arrivals")
-    ordered = sorted(times)
-    span = ordered[-1] - ordered[0]
-    stretch = (len(ordered) - 1) / rate / span if span > 0 else 0.0
-    return [(time - ordered[0]) * stretch for time in ordered]
+    span = times[-1] - times[0]
+    if len(times) > 1 and not span > 0:
+        raise ConfigError(
+            f"arrivals=trace: the {len(times)} requests drawn all come at one time, which no rate stretches",
+            param="arrivals",
+        )
+    return [(time - times[0]) * (len(times) - 1) / rate / span if span else 0.0 for time in times]

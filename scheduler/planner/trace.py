@@ -1,7 +1,8 @@
 """Prompt and output lengths, and arrival times where there are any, from a trace file.
 
     .csv[.gz]     ContextTokens, GeneratedTokens, TIMESTAMP (Azure); or num_prefill_tokens, num_decode_tokens (Vidur)
-    .jsonl[.gz]   input_length | input_tokens | prompt_tokens, output_length | output_tokens | completion_tokens,
+    .jsonl[.gz]   input_length | input_toks | input_tokens | prompt_tokens,
+                  max_tokens | output_tokens | output_length | output_toks | completion_tokens,
                   timestamp (milliseconds, Mooncake) | arrival_time (seconds)
 
 Raises ConfigError that names the file, the line and the column.
@@ -22,8 +23,10 @@ from typing import Any
 
 from packhorse.errors import ConfigError
 
-PROMPT = ("ContextTokens", "num_prefill_tokens", "input_length", "input_tokens", "prompt_tokens")
-OUTPUT = ("GeneratedTokens", "num_decode_tokens", "output_length", "output_tokens", "completion_tokens")
+PROMPT = ("ContextTokens", "num_prefill_tokens", "input_length", "input_toks", "input_tokens", "prompt_tokens")
+OUTPUT = (
+    "GeneratedTokens", "num_decode_tokens", "max_tokens", "output_tokens", "output_length", "output_toks", "completion_tokens"
+)  # fmt: skip
 TIME = {"TIMESTAMP": 1.0, "arrival_time": 1.0, "timestamp": 1000.0}
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 MAX_TOKENS = 10**9  # of a length: far above any context, and no sum or power of it overflows

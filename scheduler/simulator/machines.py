@@ -75,10 +75,11 @@ def worker_spec(
 def a100_cluster(
     kv_format: str, max_batch: int = MAX_BATCH, *, prefill: int = 1, decode: int = 1, device: str = "A100-80GB"
 ) -> SimCluster:
-    """`prefill` and `decode` workers of one A100 each, all alike."""
+    """`prefill` and `decode` workers of one A100 each, all alike. Raises ConfigError where the batch leaves no room for pages."""
     instance = Instance(LLAMA_8B, known_devices()[device], 1, Assumptions())
     one = worker_spec("", "prefill", instance, kv_format, _PAIR_NIC_GBPS, PREFILL_JOBS)
-    other = worker_spec("", "decode", instance, kv_format, _PAIR_NIC_GBPS, max_batch)
+    other = worker_spec("decode-0", "decode", instance, kv_format, _PAIR_NIC_GBPS, max_batch)
+    other.capacity_pages(model_size(LLAMA_8B), kv_format)
     workers = [replace(one, worker_id=f"prefill-{i}") for i in range(prefill)]
     workers += [replace(other, worker_id=f"decode-{i}") for i in range(decode)]
     return SimCluster(f"{prefill} + {decode} {device}", model_size(LLAMA_8B), tuple(workers))
@@ -95,7 +96,8 @@ def planned_cluster(
 ) -> SimCluster:
     """The cluster in a file, with the roles and degrees that the planner finds for requests of these lengths in this format.
 
-    Decode workers hold as many jobs as the planner's batch, or `max_batch`. Raises ConfigError as the planner does.
+    Decode workers hold as many jobs as the planner allows at most (`max_batch` of its assumptions), or `max_batch`, but no more than
+    leave half of the memory to pages. Raises ConfigError as the planner does.
     """
     sample = Workload("simulated", np.asarray(prompts, dtype=np.float64), np.asarray(outputs, dtype=np.float64))
     found = search(load_cluster(path), shape, sample, Slo(), (kv_format,))

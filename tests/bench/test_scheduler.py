@@ -16,6 +16,7 @@ from bench.sim_options import SchedulerOptions
 from bench.sim_report import print_saturation, print_scheduler, seeds_together, spread
 from bench.sim_scale import ScaleOptions, print_scale, run_scale
 from packhorse.errors import ConfigError
+from scheduler.simulator import Slo
 
 SMALL = SchedulerOptions(requests=120, seeds=2, load=(0.6, 1.2), policy=("fcfs", "ssjf"), predictor=("oracle",))
 KEYS = {"workload", "policy", "predictor", "placement", "load", "seed", "requests", *FIGURES}
@@ -106,6 +107,11 @@ def test_all_stands_for_every_name() -> None:
         ({"predictor": ("psychic",)}, "predictor='psychic'"),
         ({"kv_format": ("k3v3",)}, "kv_format='k3v3'"),
         ({"load": (0.0,)}, "load=0.0"),
+        ({"load": (float("inf"),)}, "load=inf"),
+        ({"rate": (float("nan"),)}, "rate=nan"),
+        ({"failure_seconds": float("inf")}, "failure_seconds=inf"),
+        ({"slo": Slo(ttft_seconds=float("nan"))}, "slo_ttft=nan"),
+        ({"slo": Slo(tpot_seconds=-1.0)}, "slo_tpot=-1.0"),
         ({"requests": 0}, "requests=0"),
         ({"arrivals": "bursty"}, "arrivals='bursty'"),
         ({"load_of": "k9"}, "load_of='k9'"),
@@ -135,12 +141,26 @@ def test_the_command_prints_a_table_and_writes_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--policy", "best"], ["--scale", "--load", "0.5"], ["--scale", "--against-live"]]
+    ("arguments", "message"),
+    [
+        ("--policy best", "policy='best' is not one of"),
+        ("--scale --load 0.5", "--scale stands alone; given beside it: --load"),
+        ("--scale --against-live", "--scale stands alone; given beside it: --against-live"),
+        ("--saturation --seeds 2 --plot .", "--saturation has no use for --seeds, --plot"),
+        ("--load 0.5 --rate 3", "--rate stands instead of --load; given are both"),
+        ("--load-of raw --rate 3", "--rate stands instead of --load-of; given are both"),
+        ("--repeats 2", "--repeats has no effect without --against-live"),
+        ("--failure-seconds 9", "--failure-seconds has no effect without --failures"),
+        ("--json /nowhere/at/all.json", "json=/nowhere/at/all.json: no such folder"),
+        ("--scale --json /", "json=/: is a folder, not a file"),
+        ("--max-batch 100000000", "bytes hold no page beside 100000000 residual buffers"),
+    ],
 )
-def test_the_command_says_what_is_wrong(arguments: list[str]) -> None:
-    done = CliRunner().invoke(app, ["scheduler", *arguments])
+def test_the_command_says_what_is_wrong(arguments: str, message: str) -> None:
+    done = CliRunner().invoke(app, ["scheduler", *arguments.split()])
     assert done.exit_code == 2
     assert "error: " in done.output
+    assert message in done.output
 
 
 def test_seeds_of_a_case_are_put_together() -> None:

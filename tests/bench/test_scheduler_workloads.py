@@ -73,6 +73,40 @@ def test_a_trace_keeps_its_times_and_order(tmp_path: Path) -> None:
         source.draw(11, 0, 100_000, in_order=True)
 
 
+def test_requests_of_an_unordered_trace_keep_their_own_times(tmp_path: Path) -> None:
+    path = tmp_path / "late.jsonl"
+    rows = [
+        {"timestamp": 1000 * t, "input_length": 100 + t, "output_length": 1 + t, "hash_ids": [t]} for t in (5, 1, 9)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = find_source(str(path))
+    assert (source.times, source.prompt_tokens, source.output_tokens) == ([1, 5, 9], [101, 105, 109], [2, 6, 10])
+    load, _ = source.draw(3, 0, 100_000, in_order=True)
+    assert [len(prompt) for prompt in load.prompts] == [101, 105, 109]
+
+
+def test_prompts_have_times_where_their_file_has(tmp_path: Path) -> None:
+    path = tmp_path / "timed.jsonl"
+    rows = [{"prompt": f"question {t}", "output_tokens": 5, "arrival_time": t} for t in (3.0, 4.5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert find_source(str(path)).times == [0.0, 1.5]
+    path.write_text(json.dumps(rows[0]) + "\n" + json.dumps({"prompt": "no time", "output_tokens": 5}) + "\n")
+    assert find_source(str(path)).times == []
+
+
+def test_times_that_no_rate_stretches_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the 3 requests drawn all come at one time"):
+        own_times([2.0, 2.0, 2.0], rate=1.0)
+    assert own_times([2.0], rate=1.0) == [0.0]
+
+
+def test_lengths_have_the_names_that_a_load_test_knows(tmp_path: Path) -> None:
+    path = tmp_path / "lengths.jsonl"
+    path.write_text('{"input_toks": 7, "output_toks": 3}\n{"input_tokens": 8, "max_tokens": 4}\n')
+    source = find_source(str(path))
+    assert (source.prompt_tokens, source.output_tokens) == ([7, 8], [3, 4])
+
+
 def test_more_requests_than_there_are_come_again(tmp_path: Path) -> None:
     load, _ = find_source(str(lengths_file(tmp_path))).draw(25, 0, 100_000)
     assert len(load) == 25
@@ -90,7 +124,10 @@ def blocks_file(folder: Path) -> Path:
         (1900, [7, 9, 6, 1]),
         (600, [99]),
     ]
-    rows = [{"input_length": n, "output_length": 5, "timestamp": 10 * n, "hash_ids": ids} for n, ids in turns]
+    rows = [
+        {"input_length": n, "output_length": 5, "timestamp": 10 * i, "hash_ids": ids}
+        for i, (n, ids) in enumerate(turns)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
