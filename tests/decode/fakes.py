@@ -18,7 +18,9 @@ from decode.scores import Scorer
 from model.adapter import Attend, ModelInfo
 from model.sampler import SamplerState
 from model.text import FinishRule
+from tests.gates import Gate
 from tests.shapes import FORMAT, INFO
+from tests.waiting import PATIENCE_SECONDS
 from transport.messages import Job, JobStats, LengthScore, Replay, Sampling, TokenOutput
 
 
@@ -110,6 +112,7 @@ class Bench:
         self._changed = asyncio.Event()
         model: Any = TinyModel()
         self.engine = DecodeEngine(model, pool, self._stepped, scorer)
+        self.gate = Gate(self.engine)
 
     def _stepped(self, step: Step) -> None:
         self.steps += 1
@@ -122,7 +125,7 @@ class Bench:
 
     async def tokens(self, job_id: str, count: int | None = None) -> list[int]:
         """Once there are `count`, or the last."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not self._has(job_id, count):
                 self._changed.clear()
                 await self._changed.wait()
