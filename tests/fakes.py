@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from packhorse.errors import PackhorseError
+from tests.waiting import PATIENCE_SECONDS
 from transport.control import ControlClient
 from transport.messages import (
     Cancel,
@@ -64,7 +65,7 @@ class JobClient:
         await self._control.send(Submit(job=job))
         return job.job_id
 
-    async def end(self, job_id: str, timeout_seconds: float = 60.0) -> JobStats:
+    async def end(self, job_id: str, timeout_seconds: float = 2 * PATIENCE_SECONDS) -> JobStats:
         """The job's final statistics. Raises the PackhorseError with which it failed."""
         return await asyncio.wait_for(asyncio.shield(self._ends[job_id]), timeout_seconds)
 
@@ -86,7 +87,7 @@ class JobClient:
             return len(outputs) >= at_least
 
         async with self._changed:
-            await asyncio.wait_for(self._changed.wait_for(ready), 60.0)
+            await asyncio.wait_for(self._changed.wait_for(ready), 2 * PATIENCE_SECONDS)
         return sorted(self.outputs[job_id], key=lambda output: output.index)
 
     async def cancel(self, job_id: str) -> None:
@@ -97,9 +98,9 @@ class JobClient:
         while not self._statuses.empty():
             self._statuses.get_nowait()
         await self._control.send(StatusRequest())
-        return await asyncio.wait_for(self._statuses.get(), 10.0)
+        return await asyncio.wait_for(self._statuses.get(), PATIENCE_SECONDS)
 
-    async def until_idle(self, timeout_seconds: float = 15.0) -> Status:
+    async def until_idle(self, timeout_seconds: float = PATIENCE_SECONDS) -> Status:
         """Waits until no worker and no scheduler holds anything of any job; fails with what is left."""
         status = None
         try:

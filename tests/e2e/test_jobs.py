@@ -8,13 +8,15 @@ import random
 
 import pytest
 
+from decode.held import State
 from decode.worker import DecodeWorker
 from packhorse.config import DecodeConfig
 from packhorse.errors import ContextLengthError, JobCancelledError, PackhorseError, UnavailableError, WorkerLostError
 from tests.e2e.conftest import MakeSystem, System
 from tests.fakes import error_of
+from tests.gates import gate_of
 from tests.waiting import PATIENCE_SECONDS, until
-from transport.messages import Reserve
+from transport.messages import Job, Reserve
 from transport.sender import PageSender
 
 
@@ -27,6 +29,15 @@ async def _state(s: System, state: str) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not (await s.client.status()).jobs_by_state.get(state):
             await asyncio.sleep(0.005)
+
+
+async def held(s: System, job: Job, prompt_tokens: int | None = None) -> str:
+    """Submits a job that will not end by itself: it is held amid its prompt, or after token 10, until it is taken away."""
+    if prompt_tokens is not None:
+        gate_of(s.prefill).hold(job.job_id, prompt_tokens)
+    else:
+        gate_of(s.decodes[0]).hold(job.job_id, 10)
+    return await s.client.submit(job)
 
 
 # ---- the whole way
@@ -124,7 +135,7 @@ async def test_a_first_token_that_ends_the_job_ships_nothing(how: str, system: M
 
 async def test_cancel_while_queued(system: MakeSystem) -> None:
     async with system(decode={"pool_pages": 8}) as s:
-        running = await s.client.submit(s.client.job(_prompt(20), max_tokens=500))
+        running = await held(s, s.client.job(_prompt(20), max_tokens=500))
         await s.client.tokens(running)
         queued = await s.client.submit(s.client.job(_prompt(20), max_tokens=500))
         await _state(s, "queued")
@@ -136,19 +147,19 @@ async def test_cancel_while_queued(system: MakeSystem) -> None:
 
 async def test_cancel_while_prefilling(system: MakeSystem) -> None:
     async with system(prefill={"chunk_tokens": 1}) as s:
-        job = await s.client.submit(s.client.job(_prompt(600), max_tokens=100))
+        job = await held(s, s.client.job(_prompt(600), max_tokens=100), prompt_tokens=50)
         await _state(s, "prefilling")
         await s.client.cancel(job)
-        await s.client.until_idle(5.0)
+        await s.client.until_idle()
     assert not s.client.outputs[job]
 
 
 async def test_cancel_while_decoding(system: MakeSystem) -> None:
     async with system() as s:
-        job = await s.client.submit(s.client.job(_prompt(100), max_tokens=900))
+        job = await held(s, s.client.job(_prompt(100), max_tokens=900))
         await s.client.tokens(job, at_least=3)
         await s.client.cancel(job)
-        await s.client.until_idle(5.0)
+        await s.client.until_idle()
     assert len(s.client.outputs[job]) < 900
 
 
@@ -162,7 +173,7 @@ async def test_cancel_at_random_moments(system: MakeSystem) -> None:
             for job in rng.sample(jobs, k=6):
                 await asyncio.sleep(rng.random() * 0.05 * (round_ + 1))
                 await s.client.cancel(job)
-            await s.client.until_idle(30.0)
+            await s.client.until_idle()
 
 
 async def test_a_job_that_fits_nowhere_fails_at_once(system: MakeSystem) -> None:
@@ -181,7 +192,7 @@ async def test_no_decode_worker_is_an_error(system: MakeSystem) -> None:
 
 async def test_a_decode_worker_that_leaves_fails_its_jobs_and_may_come_back(system: MakeSystem) -> None:
     async with system() as s:
-        job = await s.client.submit(s.client.job(_prompt(100), max_tokens=900))
+        job = await held(s, s.client.job(_prompt(100), max_tokens=900))
         await s.client.tokens(job, at_least=3)
         await s.decodes[0].stop()
         error = await error_of(s.client, job)
@@ -197,7 +208,7 @@ async def test_a_decode_worker_that_leaves_fails_its_jobs_and_may_come_back(syst
 
 async def test_a_prefill_worker_that_leaves_fails_its_jobs(system: MakeSystem) -> None:
     async with system(prefill={"chunk_tokens": 1}) as s:
-        job = await s.client.submit(s.client.job(_prompt(600), max_tokens=100))
+        job = await held(s, s.client.job(_prompt(600), max_tokens=100), prompt_tokens=50)
         await _state(s, "prefilling")
         await s.prefill.stop()
         error = await error_of(s.client, job)
@@ -207,7 +218,7 @@ async def test_a_prefill_worker_that_leaves_fails_its_jobs(system: MakeSystem) -
 
 async def test_a_scheduler_that_restarts_finds_empty_workers(system: MakeSystem) -> None:
     async with system() as s:
-        job = await s.client.submit(s.client.job(_prompt(100), max_tokens=900))
+        job = await held(s, s.client.job(_prompt(100), max_tokens=900))
         await s.client.tokens(job, at_least=3)
         bind = s.scheduler.address
         s.scheduler_stopped = True
@@ -243,7 +254,7 @@ async def test_a_job_that_fails_and_is_released_at_once_leaves_once(system: Make
     asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
     async with system() as s:
         worker, job = s.decodes[0], s.client.job(_prompt(100), max_tokens=900)
-        await s.client.submit(job)
+        await held(s, job)
         await s.client.tokens(job.job_id)
         await until(lambda: worker.load().residuals_used)
         for _ in range(2):
@@ -271,13 +282,9 @@ async def test_a_job_that_is_released_in_mid_stream_is_told_to_its_sender_at_onc
         stream = sender.open(job.job_id)
         page = worker.layout.kv_heads * worker.layout.page_bytes
         stream.put_pages(0, 0, bytes(page), 1)
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while stream.outbox.frames or not sender.bytes_sent:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)
-            await worker.drop(job.job_id, JobCancelledError("nobody waits"))
-            while stream.error is None:
-                await asyncio.sleep(0.01)
+        await until(lambda: worker._jobs[job.job_id].state is State.RECEIVING)
+        await worker.drop(job.job_id, JobCancelledError("nobody waits"))
+        await until(lambda: stream.error is not None)
         assert stream.error.message == "nobody waits"
         assert not sender.closed
         await sender.close()

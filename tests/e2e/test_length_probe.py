@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,8 @@ from model.loader import load_model
 from packhorse.config import DecodeConfig
 from packhorse.errors import ConfigError
 from tests.e2e.conftest import MakeSystem
+from tests.gates import gate_of
+from tests.waiting import until
 
 PROMPT = [5 + i % 900 for i in range(70)]
 MAX_TOKENS = 300
@@ -38,14 +39,15 @@ async def test_the_forecast_follows_the_scores(
     scheduler = {"policy": "packhorse", "heartbeat_seconds": 0.02}
     async with system(decode={"length_probe": str(path)}, scheduler=scheduler) as s:
         job = s.client.job(PROMPT, max_tokens=MAX_TOKENS)
+        gate = gate_of(s.decodes[0])
+        gate.hold(job.job_id, 60)
         await s.client.submit(job)
         tracked = s.scheduler.core.jobs
-        async with asyncio.timeout(30):
-            while job.job_id not in tracked or tracked[job.job_id].forecast.least <= 40:
-                await asyncio.sleep(0.005)
+        await until(lambda: job.job_id in tracked and tracked[job.job_id].forecast.least > 40)
         forecast = tracked[job.job_id].forecast
         low, high = remaining
         assert low <= forecast.remaining(0.5, int(forecast.least)) <= high
+        gate.let_go(job.job_id)
         await s.client.end(job.job_id)
         outputs = await s.client.tokens(job.job_id, complete=True)
     assert [output.token_id for output in outputs] == expected

@@ -10,6 +10,7 @@ import pytest
 
 from scheduler.jobs import TrackedJob
 from tests.e2e.conftest import MakeSystem
+from tests.gates import gate_of
 from tests.waiting import until
 from transport.messages import Preempt, Resume
 
@@ -21,18 +22,21 @@ async def test_a_job_that_was_stopped_again_and_again_says_the_same(system: Make
     async with system() as s:
         expected = [output.token_id for output in await s.client.run(LONG, max_tokens=150)]
         worker, job = s.decodes[0], s.client.job(LONG, max_tokens=150)
-        await s.client.submit(job)
+        gate = gate_of(worker)
         for number in range(1, 6):
+            gate.hold(job.job_id, 20 * number)
+            await (worker.receive(Resume(job_id=job.job_id)) if number > 1 else s.client.submit(job))
             await s.client.tokens(job.job_id, at_least=20 * number)
             await worker.receive(Preempt(job_id=job.job_id, number=number))
-            async with asyncio.timeout(10):
-                while (load := worker.load()).pages_used or load.residuals_used:
-                    await asyncio.sleep(0.01)
+            await until(lambda: (worker.load().pages_used, worker.load().residuals_used) == (0, 0))
+            load = worker.load()
             assert load.host_pages_used > 0
-            count = len(s.client.outputs[job.job_id])
+            generated = load.generated[job.job_id]
+            await s.client.tokens(job.job_id, at_least=generated)
             await asyncio.sleep(0.1)
-            assert len(s.client.outputs[job.job_id]) <= count + 2  # what was on the wire
-            await worker.receive(Resume(job_id=job.job_id))
+            assert len(s.client.outputs[job.job_id]) == generated
+        gate.let_go(job.job_id)
+        await worker.receive(Resume(job_id=job.job_id))
         await s.client.end(job.job_id)
         outputs = await s.client.tokens(job.job_id, complete=True)
     assert [output.token_id for output in outputs] == expected
@@ -43,12 +47,15 @@ async def test_a_short_job_takes_the_place_of_a_long_one_and_gives_it_back(syste
     async with system(decode={"pool_pages": 6}, scheduler={"policy": "srpt-oracle", "predictor": "none"}) as s:
         alone = [output.token_id for output in await s.client.run(LONG, max_tokens=190)]
         long = s.client.job(LONG, max_tokens=190)  # its 6 pages fill the pool
+        gate = gate_of(s.decodes[0])
+        gate.hold(long.job_id, 100)
         await s.client.submit(long)
         await s.client.tokens(long.job_id, at_least=5)
         short = s.client.job(SHORT, max_tokens=10)
         await s.client.submit(short)
         await s.client.end(short.job_id)
         assert len(s.client.outputs[long.job_id]) < 190
+        gate.let_go(long.job_id)
         await s.client.end(long.job_id)
         outputs = await s.client.tokens(long.job_id, complete=True)
     assert [output.token_id for output in outputs] == alone
@@ -81,7 +88,7 @@ async def test_cancelled_and_finished_in_any_order_nothing_is_left(system: MakeS
 async def _until_gone_on(job: TrackedJob) -> None:
     """Until the scheduler has heard that the job went beyond what it had when it was last dropped: before, it is not dropped again."""
     had = len(job.replay.tokens) if job.replay is not None else 0
-    await until(lambda: job.progress.generated >= had + 5, 60.0)
+    await until(lambda: job.progress.generated >= had + 5)
 
 
 @pytest.mark.parametrize("kv_format", ["raw", "k4v2"])
@@ -95,15 +102,19 @@ async def test_a_job_that_was_dropped_again_and_again_says_the_same(
     async with system(kv_format=kv_format, decode=config, scheduler=scheduling) as s:
         alone = await s.client.run(LONG, max_tokens=190, **sampling)
         long = s.client.job(LONG, max_tokens=190, **sampling)  # its 6 pages fill the pool
+        gate = gate_of(s.decodes[0])
+        gate.hold(long.job_id, 40)
         await s.client.submit(long)
         await s.client.tokens(long.job_id)
         tracked = s.scheduler.core.jobs[long.job_id]
-        for _ in range(2):
+        for held_at in (40, 80):
+            gate.hold(long.job_id, held_at)
             await _until_gone_on(tracked)
             short = s.client.job(SHORT, max_tokens=10)
             await s.client.submit(short)
             await s.client.end(short.job_id)
             assert len(s.client.outputs[long.job_id]) < 190
+        gate.let_go(long.job_id)
         stats = await s.client.end(long.job_id)
         outputs = await s.client.tokens(long.job_id, complete=True)
         (told,) = s.scheduler.core.decisions.named(long.job_id)

@@ -16,6 +16,7 @@ from packhorse.errors import PackhorseError, WorkerLostError
 from scheduler.workers import Worker
 from tests.e2e.conftest import MakeSystem, System
 from tests.fakes import error_of
+from tests.gates import gate_of
 from tests.waiting import until
 from transport.messages import JobStats, Preempt, Resume, TokenOutput
 
@@ -118,6 +119,7 @@ async def test_pages_of_a_stream_that_was_cancelled_serve_nobody(system: MakeSys
     prompt = _prompt(900)
     async with system(prefill={"chunk_tokens": 64}) as s:
         job = s.client.job(prompt, max_tokens=50)
+        gate_of(s.prefill).hold(job.job_id, 256)
         await s.client.submit(job)
         await until(lambda: s.prefill.load().lease_bytes > 0)
         await s.client.cancel(job.job_id)
@@ -131,6 +133,7 @@ async def test_held_pages_stay_while_their_job_is_cancelled_mid_stream(system: M
     async with system(prefill={"chunk_tokens": 32}) as s:
         first = await s.client.run(prompt, max_tokens=20)
         job = s.client.job(prompt + _prompt(600, 1), max_tokens=20)
+        gate_of(s.prefill).hold(job.job_id, 512)
         await s.client.submit(job)
         await until(lambda: s.prefill.load().lease_bytes > 0)
         await s.client.cancel(job.job_id)
@@ -171,12 +174,16 @@ async def test_a_preempted_job_with_shared_pages_goes_on_as_before(system: MakeS
     async with system() as s:
         expected = _tokens(await s.client.run(prompt, max_tokens=120))
         worker, job = s.decodes[0], s.client.job(prompt, max_tokens=120)
+        gate = gate_of(worker)
+        gate.hold(job.job_id, 20)
         await s.client.submit(job)
         for number in range(1, 4):
             await s.client.tokens(job.job_id, at_least=20 * number)
             await worker.receive(Preempt(job_id=job.job_id, number=number))
             await until(lambda: worker.load().pages_used == 0)
+            gate.hold(job.job_id, 20 * number + 20)
             await worker.receive(Resume(job_id=job.job_id))
+        gate.let_go(job.job_id)
         await s.client.end(job.job_id)
         assert _tokens(await s.client.tokens(job.job_id, complete=True)) == expected
         assert _stats(await s.client.run(prompt, max_tokens=5)).bytes_held == _page_bytes(s, 4)
@@ -189,6 +196,7 @@ async def test_the_scheduler_hears_what_is_held_and_forgets_a_worker_that_is_gon
     prompt = _prompt(300)
     async with system() as s:
         running = s.client.job(prompt, max_tokens=700)
+        gate_of(s.decodes[0]).hold(running.job_id, 20)
         await s.client.submit(running)
         await s.client.tokens(running.job_id)
         await until(lambda: len(_known(s).prefixes) == 4)
