@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from bench.arrivals import renewal_arrivals
 from bench.datasets import HASH_BLOCK_TOKENS, PROMPT_KEYS, RequestBuilder, load_dataset
@@ -34,6 +35,7 @@ SYNTHETIC = "synthetic"
 _MIX = ((0.6, 200, 1.0, 120, 0.8), (0.25, 2000, 0.6, 80, 0.7), (0.15, 100, 0.8, 600, 0.6))
 _MIX_REQUESTS, _MIX_PROMPT, _MIX_OUTPUT = 10_000, 8192, 2048
 _MAX_ROWS = 1_000_000
+Column = TypeVar("Column")
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,15 @@ class Source:
         times: Sequence[float] = (),
         blocks: Sequence[Blocks] = (),
     ) -> Source:
-        most, order = covering(max(output_tokens)), range(len(prompt_tokens))
-        by_time = sorted(order, key=times.__getitem__) if times else order
-        columns = (prompt_tokens, output_tokens, prompts, times, blocks)
-        prompt, output, ids, seconds, known = ([column[i] for i in by_time] if column else [] for column in columns)
-        return cls(name, prompt, output, most, ids, seconds, known)
+        order: Sequence[int] = range(len(prompt_tokens))
+        if times:
+            order = sorted(order, key=times.__getitem__)
+
+        def ordered(column: Sequence[Column]) -> list[Column]:
+            return [column[i] for i in order] if column else []
+
+        lengths = ordered(prompt_tokens), ordered(output_tokens), covering(max(output_tokens))
+        return cls(name, *lengths, ordered(prompts), ordered(times), ordered(blocks))
 
     @cached_property
     def num_blocks(self) -> int:
