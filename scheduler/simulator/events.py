@@ -36,6 +36,11 @@ class EventQueue:
     def next_time(self) -> float | None:
         return self._heap[0][0] if self._heap else None
 
+    @property
+    def added(self) -> int:
+        """Events that were ever put in."""
+        return self._count
+
     def __len__(self) -> int:
         return len(self._heap)
 

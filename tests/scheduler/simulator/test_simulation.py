@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 
@@ -159,12 +158,13 @@ def test_arrivals_are_open_or_closed() -> None:
             Arrivals(**wrong)
 
 
-def test_twenty_thousand_requests_take_seconds() -> None:
+def test_a_request_takes_few_events() -> None:
+    """Its arrival, prefill, transfer, last token and the changes of its batch, however many tokens it has."""
     count = 20_000
     load = Workload("speed", [30] * count, [100] * count, [128] * count)
     many = cluster(2, 10, pages=100, max_jobs=16)
-    started = time.process_time()
-    records = Simulation(many, load, Arrivals(poisson(count, 100.0))).run()
+    simulation = Simulation(many, load, Arrivals(poisson(count, 100.0)))
+    records = simulation.run()
     assert set(records.status) == {DONE}
     assert not math.isnan(records.ended[-1])
-    assert time.process_time() - started < 15.0  # 2 s on an idle core
+    assert simulation.events.added < 10 * count
