@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from packhorse.errors import ConfigError
 
@@ -19,6 +19,28 @@ LinkName = Literal["inproc", "tcp", "zmq", "ucx"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_KV_FORMAT = "k4v2"
 DEFAULT_CONTROL = "tcp://127.0.0.1:5600"
+MAX_PORT = 65535
+
+
+def check_port(address: str) -> str:
+    """For validators: the address, whose port is a possible one. Raises ValueError. (ZeroMQ binds 99999 as 34463.)"""
+    port = address.rpartition(":")[2]
+    if port.isdecimal() and int(port) > MAX_PORT:
+        raise ValueError(f"port {port} is greater than {MAX_PORT}")
+    return address
+
+
+def check_control(address: str) -> str:
+    """For validators: an address of the control or the token plane. Raises ValueError."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    is_tcp = address.startswith("tcp://") and host and (port.isdecimal() or port == "*")
+    if not is_tcp and not address.startswith("ipc://"):
+        raise ValueError("must be tcp://host:port")
+    return check_port(address)
+
+
+ControlAddress = Annotated[str, AfterValidator(check_control)]
+DataAddress = Annotated[str, Field(pattern=r"^.+:\d+$"), AfterValidator(check_port)]
 
 
 class ProcessConfig(BaseModel):
@@ -37,7 +59,7 @@ class ProcessConfig(BaseModel):
 class SchedulerConfig(ProcessConfig):
     """Deadlines are per job state: no job stays in one longer than that. SchedulerCore checks the names against its registries."""
 
-    bind: str = DEFAULT_CONTROL
+    bind: ControlAddress = DEFAULT_CONTROL
     policy: str = "packhorse"
     placement: str = "predicted"
     predictor: str = Field(default="learned", description="what predicts output lengths, or none")
@@ -52,8 +74,8 @@ class SchedulerConfig(ProcessConfig):
     prefill_seconds: float = Field(default=300.0, gt=0)
     decode_seconds: float = Field(default=3600.0, gt=0)
     release_seconds: float = Field(default=10.0, gt=0)
-    heartbeat_seconds: float = Field(default=0.5, gt=0)
-    worker_timeout_seconds: float = Field(default=5.0, gt=0)
+    heartbeat_seconds: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    worker_timeout_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _timeout_covers_heartbeats(self) -> Self:
@@ -71,9 +93,9 @@ class SchedulerConfig(ProcessConfig):
 
 class GatewayConfig(ProcessConfig):
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    scheduler: str = DEFAULT_CONTROL
-    token_bind: str = "tcp://127.0.0.1:0"
+    port: int = Field(default=8000, ge=0, le=MAX_PORT)
+    scheduler: ControlAddress = DEFAULT_CONTROL
+    token_bind: ControlAddress = "tcp://127.0.0.1:0"
     advertise: str | None = Field(
         default=None, description="host at which workers reach token_bind; default: the bound one"
     )
@@ -86,7 +108,7 @@ class GatewayConfig(ProcessConfig):
 
 class WorkerConfig(ProcessConfig):
     worker_id: str = Field(default="", pattern=r"^[A-Za-z0-9_.:-]{0,64}$")
-    scheduler: str = DEFAULT_CONTROL
+    scheduler: ControlAddress = DEFAULT_CONTROL
     model: str = "embedded"
     dtype: DtypeName = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -110,7 +132,7 @@ class PrefillConfig(WorkerConfig):
 
 
 class DecodeConfig(WorkerConfig):
-    data_bind: str = Field(default="127.0.0.1:0", pattern=r"^.+:\d+$")
+    data_bind: DataAddress = "127.0.0.1:0"
     advertise: str | None = Field(default=None, description="host at which prefill workers reach data_bind")
     max_jobs: int = Field(default=32, ge=1)
     pool_pages: int | None = Field(default=None, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -14,9 +15,11 @@ Job = Mapping[str, Any]
 
 
 def explain(url: str, job_id: str | None, last: int | None, api_key: str | None, *, as_json: bool) -> int:
-    """Prints the jobs of that id, or the newest. Raises ConfigError for both or neither, ServerError as the server says."""
+    """Prints the jobs of that id, or the newest. Raises ConfigError for both, neither or what is no id, ServerError as the server says."""
     if (job_id is None) == (last is None):
         raise ConfigError("explain takes a job's id, or --last: one of them")
+    if job_id is not None and not re.fullmatch(r"[\w-]+", job_id):  # another one would name another path
+        raise ConfigError(f"job={job_id!r}: an id has letters, digits, _ and - alone")
     path = f"/v1/jobs/{quote(job_id, safe='')}" if job_id is not None else f"/v1/jobs?last={last}"
     with open_client(url, api_key) as client:
         jobs: Sequence[Job] = get_json(client, path)["data"]

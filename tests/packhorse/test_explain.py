@@ -75,6 +75,12 @@ def test_a_job_or_the_newest(job: str | None, last: int | None) -> None:
         explain("http://127.0.0.1:9", job, last, None, as_json=False)
 
 
+@pytest.mark.parametrize("job", ["", "..", "a/b?c", "cmpl-1 ", "a\nb"])
+def test_what_is_no_id(job: str) -> None:
+    with pytest.raises(ConfigError, match="^job='.*': an id has letters, digits"):
+        explain("http://127.0.0.1:1", job, None, None, as_json=False)
+
+
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(ServerError, match="cannot reach"):
         explain("http://127.0.0.1:9", "j", None, None, as_json=False)
