@@ -77,7 +77,7 @@ def test_a_job_or_the_newest(job: str | None, last: int | None) -> None:
 
 @pytest.mark.parametrize("job", ["", "..", "a/b?c", "cmpl-1 ", "a\nb"])
 def test_what_is_no_id(job: str) -> None:
-    with pytest.raises(ConfigError, match="^job='.*': an id has letters, digits"):
+    with pytest.raises(ConfigError, match=r"^job='.*': an id has letters, digits"):
         explain("http://127.0.0.1:1", job, None, None, as_json=False)
 
 
