@@ -228,11 +228,27 @@ def local_cluster(config: UpConfig) -> LocalDeployment:
     return local_cluster_from(load_deployment(config.deployment), **settings)
 
 
+def _check_launched(deployment: Deployment) -> None:
+    """`up` joins its processes by free loopback ports."""
+    scheduler, gateway = deployment.scheduler, deployment.gateway
+    chosen = {
+        "scheduler.bind": scheduler.bind,
+        "gateway.token_bind": gateway.token_bind,
+        "gateway.advertise": gateway.advertise,
+    }
+    for name, value in chosen.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name}={value!r}: `packhorse up` joins its processes on this machine by itself; allowed: null"
+            )
+
+
 def local_cluster_from(deployment: Deployment, **settings: Any) -> LocalDeployment:
     """The deployment on this machine alone. `settings` are fields of ClusterConfig that the file does not have, such as api_key.
 
-    Raises ConfigError for workers on more than one machine or on several devices.
+    Raises ConfigError for workers on more than one machine or on several devices, and for addresses that are the launcher's to choose.
     """
+    _check_launched(deployment)
     workers: dict[str, dict[str, Any]] = {}
     numbers: Counter[str] = Counter()
     for worker in machine_of_workers(deployment).processes:

@@ -107,6 +107,23 @@ def test_a_local_deployment_gives_the_launcher_its_configuration_and_each_worker
         local_cluster_from(load_deployment(write(GOOD)), threads=0)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("scheduler: {machine: a", "scheduler: {bind: 'tcp://127.0.0.1:5600', machine: a", "scheduler.bind='tcp://127"),
+        ("gateway: {machine: a", "gateway: {token_bind: 'tcp://127.0.0.1:5601', machine: a", "gateway.token_bind='tcp"),
+        ("gateway: {machine: a", "gateway: {advertise: 10.0.0.1, machine: a", "gateway.advertise='10.0.0.1'"),
+    ],
+)
+def test_addresses_that_the_launcher_would_not_heed_are_refused(
+    write: Callable[[str], Path], old: str, new: str, named: str
+) -> None:
+    assert old in GOOD
+    deployment = load_deployment(write(GOOD.replace(old, new)))
+    with pytest.raises(ConfigError, match=named):
+        local_cluster_from(deployment)
+
+
 def test_workers_on_two_machines_are_not_local(write: Callable[[str], Path]) -> None:
     more = GOOD + "  - name: b\n    processes: [{name: q, role: prefill}]\n"
     with pytest.raises(ConfigError, match="workers on a, b"):
