@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from packhorse.cli import app
 from packhorse.launcher import ClusterConfig, LocalCluster
+from tests.waiting import PATIENCE_SECONDS
 
 CLIENTS = 6
-WAITED = 6.0  # seconds that some of them wait: thrice what the scheduler wants to have seen
 
 
 @pytest.fixture
@@ -36,13 +36,20 @@ def post(cluster: LocalCluster, **fields: object) -> httpx.Response:
 
 @contextmanager
 def busy(cluster: LocalCluster) -> Iterator[None]:
-    """The place is taken inside, by a client that leaves afterwards."""
-    with httpx.stream(
-        "POST", f"{cluster.url}/v1/completions", json=request(stream=True, max_tokens=900), timeout=60.0
-    ) as answer:
+    """The place is taken inside, by a job that pauses until its client leaves afterwards."""
+    paused = request(stream=True, tool_pause={"after_tokens": 5, "seconds": 600})
+    with httpx.stream("POST", f"{cluster.url}/v1/completions", json=paused, timeout=60.0) as answer:
         lines = answer.iter_lines()  # which, let go of, would close the stream
         assert next(lines)
         yield
+
+
+def until_refused(cluster: LocalCluster, **fields: object) -> httpx.Response:
+    """The scheduler wants to have seen enough waiting before it predicts any."""
+    deadline = time.monotonic() + 2 * PATIENCE_SECONDS
+    while (answer := post(cluster, **fields)).status_code != 429:
+        assert time.monotonic() < deadline, answer.text
+    return answer
 
 
 def error_of(answer: httpx.Response, status: int, code: str) -> str:
@@ -75,8 +82,7 @@ def test_who_is_predicted_to_miss_it_is_refused_at_once(cluster: LocalCluster) -
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         others = [pool.submit(keep_asking) for _ in range(CLIENTS)]
-        time.sleep(WAITED)
-        answer = post(cluster, max_ttft_seconds=0.2)
+        answer = until_refused(cluster, max_ttft_seconds=0.05)
         stop.set()
         assert [other.result() for other in others] == [{200}] * CLIENTS
     assert "the job would wait for about" in error_of(answer, 429, "overloaded")
