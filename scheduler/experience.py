@@ -159,8 +159,8 @@ class Experience:
     def heard(self, worker: Worker, load: WorkerLoad) -> None:
         """A heartbeat: the mean of the steps since the one before, how far each job is, and what its hidden state says, if scored."""
         if load.step_seconds > 0 and load.step_jobs > 0:
-            fitted = self.cost.worker(worker.worker_id).decode
-            fitted.observe((1, load.step_context_tokens, load.step_jobs), load.step_seconds)
+            cost = self.cost.worker(worker.worker_id)
+            cost.observe_step(load.step_context_tokens, load.step_jobs, load.step_seconds)
         for job_id, generated in load.generated.items():
             job = worker.jobs.get(job_id)
             if job is not None:

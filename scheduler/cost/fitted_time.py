@@ -31,12 +31,11 @@ class FittedTime:
         window: int = WINDOW,
         refit_every: int = REFIT_EVERY,
         prior_weight: float = 1.0,
-        fleet_errors: ErrorWindow | None = None,
+        errors: ErrorWindow | None = None,
     ) -> None:
         self.prior = tuple(float(value) for value in prior)
         self.coefficients = self.prior
-        self.errors = ErrorWindow()
-        self._fleet_errors = fleet_errors  # those of all workers
+        self.errors = errors if errors is not None else ErrorWindow()  # given: those of all workers together
         self.rejected = 0
         self._samples: deque[tuple[tuple[float, ...], float]] = deque(maxlen=window)
         self._window, self._refit_every = window, refit_every
@@ -62,10 +61,7 @@ class FittedTime:
             self.rejected += 1
             return False
         own = self.predict(terms)
-        believed = own if predicted is None else predicted
-        self.errors.add(believed, seconds)
-        if self._fleet_errors is not None:
-            self._fleet_errors.add(believed, seconds)
+        self.errors.add(own if predicted is None else predicted, seconds)
         self._samples.append((tuple(terms), seconds))
         self._seen += 1
         self._longer += seconds > own

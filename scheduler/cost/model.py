@@ -6,10 +6,9 @@ to the samples that they report. Knows nothing of jobs, queues or messages; one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .errors import ErrorSummary, ErrorWindow
+from .errors import ErrorWindow
 from .fitted_time import FittedTime
 from .link_time import LinkTime
 from .prior import DEFAULT_PRIOR, WorkerPrior
@@ -43,10 +42,10 @@ class WorkerCost:
     def of(cls, prior: WorkerPrior, fleet: FleetErrors | None = None) -> WorkerCost:
         errors = fleet or FleetErrors()
         return cls(
-            FittedTime(prior.prefill, fleet_errors=errors.prefill),
-            FittedTime(prior.decode, fleet_errors=errors.decode),
-            FittedTime(prior.transfer, fleet_errors=errors.transfer),
-            FittedTime(prior.host, fleet_errors=errors.host),
+            FittedTime(prior.prefill, errors=errors.prefill),
+            FittedTime(prior.decode, errors=errors.decode),
+            FittedTime(prior.transfer, errors=errors.transfer),
+            FittedTime(prior.host, errors=errors.host),
             prior.transfer[1],
         )
 
@@ -71,7 +70,8 @@ class WorkerCost:
     def observe_prefill(self, tokens: int, seconds: float, cached_tokens: int = 0) -> None:
         self.prefill.observe((1, tokens - cached_tokens, tokens**2 - cached_tokens**2), seconds)
 
-    def observe_step(self, context_tokens: int, batch: int, seconds: float) -> None:
+    def observe_step(self, context_tokens: float, batch: float, seconds: float) -> None:
+        """One step, or the mean of some."""
         self.decode.observe((1, context_tokens, batch), seconds)
 
 
@@ -122,11 +122,3 @@ class CostModel:
             if decode_worker not in links:
                 links[decode_worker] = LinkTime(before)
             links[decode_worker].observe(num_bytes, seconds)
-
-    def errors(self) -> Iterator[tuple[str, str, ErrorSummary]]:
-        """(worker id, prefill | decode | transfer | host, summary) of everything that was ever observed, for metrics."""
-        for worker_id, cost in self._workers.items():
-            for kind in ("prefill", "decode", "transfer", "host"):
-                summary = getattr(cost, kind).errors.summary()
-                if summary.count:
-                    yield worker_id, kind, summary

@@ -143,9 +143,6 @@ class Predictor(ABC):
     @abstractmethod
     def predict(self, job: JobFeatures) -> Prediction: ...
 
-    def predict_many(self, jobs: Sequence[JobFeatures]) -> list[Prediction]:
-        return [self.predict(job) for job in jobs]
-
     def observe(self, job: JobFeatures, tokens: int, truncated: bool | None = None) -> None:
         """`job` ended after `tokens`. By default a job as long as its max_tokens counts as truncated. Cancelled jobs tell nothing."""
         if len(self._queue) >= QUEUE_JOBS:

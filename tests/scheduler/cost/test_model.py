@@ -59,7 +59,6 @@ def test_a_forgotten_worker_starts_again_from_the_prior() -> None:
     cost.forget("d")
     cost.forget("p")
     assert cost.transfer_seconds("p", "d", 10**9) == pytest.approx(1.001)
-    assert list(cost.errors()) == []
 
 
 def test_forgetting_a_worker_leaves_the_links_of_others() -> None:
@@ -78,13 +77,13 @@ def test_forgetting_a_worker_leaves_the_links_of_others() -> None:
 def test_errors_are_of_predictions_made_before_the_sample_was_known() -> None:
     cost = CostModel(PRIOR)
     cost.worker("p").observe_prefill(1000, 0.222)
-    ((worker_id, kind, first),) = cost.errors()
-    assert (worker_id, kind, first.count, first.total) == ("p", "prefill", 1, 1)
+    first = cost.fleet.prefill.summary()
+    assert (first.count, first.total) == (1, 1)
     assert first.bias == pytest.approx(-0.5)
     assert first.p50 == first.p90 == pytest.approx(0.5)
     for _ in range(50):
         cost.worker("p").observe_prefill(1000, 0.222)
-    ((_, _, later),) = cost.errors()
+    later = cost.fleet.prefill.summary()
     assert later.p50 < 0.05
 
 
