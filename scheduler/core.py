@@ -261,7 +261,7 @@ class SchedulerCore:
         if job is None or not job.prefilled(message.worker_id, ended, message.stats, now):
             return
         job.progress.report(1)
-        self.experience.prefilled(job, message.stats)
+        self.experience.prefilled(job, message.stats, self.workers.get(job.decode_worker))
         if ended:
             self._life.end(job, DONE, now)
         elif not job.decode_worker:

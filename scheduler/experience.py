@@ -145,11 +145,11 @@ class Experience:
     def left(self, worker: Worker) -> None:
         self.cost.forget(worker.worker_id)
 
-    def prefilled(self, job: TrackedJob, stats: JobStats) -> None:
-        """Of a job on workers that are registered."""
+    def prefilled(self, job: TrackedJob, stats: JobStats, decode: Worker | None) -> None:
+        """Of a job on a prefill worker that is registered; `decode` is its decode worker, if it has one and that still is."""
         self.cost.worker(job.prefill_worker).observe_prefill(job.prompt_tokens, stats.prefill_seconds)
-        if job.decode_worker and stats.ship_seconds > 0:
-            self.cost.observe_transfer(job.prefill_worker, job.decode_worker, stats.bytes_shipped, stats.ship_seconds)
+        if decode is not None and stats.ship_seconds > 0:
+            self.cost.observe_transfer(job.prefill_worker, decode.worker_id, stats.bytes_shipped, stats.ship_seconds)
 
     def moved(self, worker: Worker, message: Preempted) -> None:
         """A job's pages went to host memory."""

@@ -127,6 +127,16 @@ def test_a_lost_workers_costs_are_forgotten() -> None:
     assert b.core.experience.cost.worker("p1").prefill.coefficients == DEFAULT_PRIOR.prefill
 
 
+def test_a_prefill_that_ends_after_its_decode_worker_was_lost_keeps_nothing_of_that_link() -> None:
+    b = bench()
+    b.bring_to("prefilling")
+    b.core.unreachable(b"d1", b.now)
+    b.prefilled(completion_tokens=1, prefill_seconds=0.5, ship_seconds=0.25, bytes_shipped=1000)
+    cost = b.core.experience.cost
+    assert cost.worker("p1").prefill.num_samples == 1
+    assert not any(cost._links.values())
+
+
 def test_policies_know_the_typical_worker_and_the_largest_room() -> None:
     b = Bench(
         prefill_info("p1"), decode_info("d1"), decode_info("d2", capacity_pages=99, max_jobs=3), policy="packhorse"
