@@ -20,7 +20,7 @@ from .features import Rows
 from .linear import SparseLinear
 from .rank import RANK_RATE, RankLoss
 from .regressor import calibrate
-from .replay import Sample, log_tokens
+from .replay import Sample
 from .retrieval import NEIGHBOURS, Retrieval, neighbour_weights
 from .store import CAPACITY
 
@@ -64,7 +64,7 @@ class Learned(Retrieval):
 
     def on_trained(self, samples: Sequence[Sample], rows: Rows) -> None:
         super().on_trained(samples, rows)
-        slopes = self._rank_loss.slopes(self._ranker.outputs(rows), log_tokens(samples))
+        slopes = self._rank_loss.slopes(self._ranker.outputs(rows), samples)
         self._ranker.step(rows, slopes, len(samples) / LEARN_BATCH)
 
     def _blend(self, jobs: Sequence[JobFeatures], rows: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
@@ -73,7 +73,7 @@ class Learned(Retrieval):
         estimates = (1 - RANK_SHARE) * self.regressor.estimates(rows) + RANK_SHARE * ranked
         by_neighbours = np.zeros(len(jobs), np.bool_)
         for number, vector in enumerate(self.vectors(jobs, rows)):
-            cosines, lengths = self.store.search(vector, NEIGHBOURS)
+            cosines, lengths = self.store.search(vector, NEIGHBOURS, float(estimates[number]))
             weights = neighbour_weights(cosines)
             total = float(weights.sum())
             estimates[number] = (PRIOR_WEIGHT * estimates[number] + float(weights @ lengths)) / (PRIOR_WEIGHT + total)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .base import Floats, Saved, State, checked, checked_counts
 from .features import Rows
 from .regressor import LinearPredictor
-from .replay import Sample, log_tokens
+from .replay import Sample, log_tokens, telling
 
 GROUP_TOKENS = 10
 RANK_RATE = 0.1
@@ -32,13 +32,19 @@ class RankLoss:
     def start(self, lengths: Floats) -> None:
         self._moments = np.array([FORGET, 0.0, FORGET * float(lengths.mean()), 0.0, 0.0])
 
-    def slopes(self, scores: Floats, lengths: Floats) -> Floats:
-        """The loss's derivatives by `scores`; lengths: their logs. Both [list]."""
+    def slopes(self, scores: Floats, samples: Sequence[Sample]) -> Floats:
+        """The loss's derivatives by `scores`, both [list]. A job that was cut off below its estimate has no place in the order."""
+        slopes, told = np.zeros(len(samples)), telling(samples, self.lengths(scores))
+        if told.sum() > 1:
+            slopes[told] = self._ranked(scores[told], log_tokens(samples)[told]) / len(samples)
+        return slopes
+
+    def _ranked(self, scores: Floats, lengths: Floats) -> Floats:
         terms = np.stack([np.ones_like(scores), scores, lengths, scores * scores, scores * lengths])
         self._moments = (1 - FORGET) * self._moments + FORGET * terms.mean(axis=1)
         self._lists += 1
         ties = np.random.default_rng((self._seed, self._lists)).random(len(lengths))
-        return list_mle_slopes(scores, np.lexsort((ties, np.exp(lengths) // GROUP_TOKENS))) / len(lengths)
+        return list_mle_slopes(scores, np.lexsort((ties, np.exp(lengths) // GROUP_TOKENS)))
 
     def lengths(self, scores: Floats) -> Floats:
         """Log lengths by the running least-squares line, which never rises with the score."""
@@ -72,7 +78,7 @@ class Ranker(LinearPredictor):
         return self.loss.lengths(self.linear.outputs(rows))
 
     def slopes(self, outputs: Floats, samples: Sequence[Sample]) -> Floats:
-        return self.loss.slopes(outputs, log_tokens(samples))
+        return self.loss.slopes(outputs, samples)
 
     def _parts(self) -> dict[str, Saved]:
         return {**super()._parts(), "loss": self.loss}

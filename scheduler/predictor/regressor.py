@@ -26,7 +26,7 @@ from .base import (
 from .calibration import Calibration
 from .features import Buckets, Featurizer, Rows, buckets
 from .linear import SparseLinear
-from .replay import Replay, Sample, log_tokens
+from .replay import Replay, Sample, log_tokens, telling
 
 # Ours: every finished job is learned from once, and with it REPLAYED earlier ones.
 REPLAYED = 8
@@ -124,16 +124,13 @@ class Regressor(LinearPredictor):
         self.linear.bias = float(np.median(lengths))
 
     def slopes(self, outputs: Floats, samples: Sequence[Sample]) -> Floats:
-        errors = log_tokens(samples) - outputs
-        slopes = -np.sign(errors) / len(samples)
-        cut = np.array([sample.truncated for sample in samples])
-        slopes[cut & (errors < 0)] = 0.0
+        slopes = -np.sign(log_tokens(samples) - outputs) / len(samples)
+        slopes[~telling(samples, outputs)] = 0.0
         return slopes
 
 
 def calibrate(calibration: Calibration, estimates: Floats, samples: Sequence[Sample]) -> None:
     """Adds the errors of `estimates` made before learning; that of a truncated job only where it was longer than estimated."""
-    errors = log_tokens(samples) - estimates
-    known = np.array([not sample.truncated for sample in samples]) | (errors > 0)
+    errors, known = log_tokens(samples) - estimates, telling(samples, estimates)
     if known.any():
         calibration.add(estimates[known], errors[known])

@@ -89,3 +89,10 @@ class Replay:
 
 def log_tokens(samples: Sequence[Sample]) -> Floats:
     return np.array([sample.log_tokens for sample in samples], np.float64)
+
+
+def telling(samples: Sequence[Sample], estimates: Floats) -> npt.NDArray[np.bool_]:
+    """[samples] Whether a sample speaks against its estimate, a log length: one that was cut off below it only says what is believed."""
+    cut = np.array([sample.truncated for sample in samples], np.bool_)
+    told: npt.NDArray[np.bool_] = ~cut | (log_tokens(samples) > estimates)
+    return told

@@ -57,7 +57,8 @@ class Retrieval(Predictor):
 
     def predict(self, job: JobFeatures) -> Prediction:
         row = self.regressor.row(job)
-        cosines, lengths = self.store.search(self.vectors([job], row)[0], NEIGHBOURS)
+        believed = float(self.regressor.estimates(row)[0])
+        cosines, lengths = self.store.search(self.vectors([job], row)[0], NEIGHBOURS, believed)
         if not len(cosines) or cosines.max() < NEAR:
             return self.regressor.predict_row(row, job.max_tokens)
         return from_neighbours(lengths, neighbour_weights(cosines), job.max_tokens, self.name)
@@ -76,7 +77,8 @@ class Retrieval(Predictor):
     def _remember(self, batch: Sequence[Observation]) -> None:
         jobs = [seen.job for seen in batch]
         rows = self.regressor.featurizer.rows([buckets(job) for job in jobs], [job.length for job in jobs])
-        self.store.add(self.vectors(jobs, rows), np.array([seen.log_tokens for seen in batch]))
+        lengths, cut = np.array([seen.log_tokens for seen in batch]), np.array([seen.truncated for seen in batch])
+        self.store.add(self.vectors(jobs, rows), lengths, cut)
 
     def on_trained(self, samples: Sequence[Sample], rows: Rows) -> None:
         """The regressor changed its mind about these: so do their sketches."""

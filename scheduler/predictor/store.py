@@ -77,7 +77,7 @@ class Index:
 
 
 class PromptStore:
-    """`capacity` vectors of `dims` as int8 and the log length that each came to. Slots are given out in a ring."""
+    """`capacity` vectors of `dims` as int8 and the log length that each came to, or was cut off at. Slots are given out in a ring."""
 
     def __init__(self, dims: int, capacity: int = CAPACITY, seed: int = 0) -> None:
         self.dims, self.capacity = dims, capacity
@@ -86,6 +86,7 @@ class PromptStore:
         self._codes = np.zeros((capacity, dims), np.int8)
         self._scales = np.zeros(capacity, np.float32)  # 1 / norm of the codes; 0: an empty vector, near to nothing
         self._log_tokens = np.zeros(capacity, np.float32)
+        self._cut = np.zeros(capacity, np.bool_)
         self._index = Index.empty(0, dims, capacity)
         self._led_at = 0
 
@@ -95,10 +96,12 @@ class PromptStore:
     def slot(self, serial: int) -> int:
         return serial % self.capacity
 
-    def add(self, vectors: Vectors, log_tokens: npt.NDArray[np.float64]) -> None:
-        """New entries, [jobs, dims] and [jobs]; the oldest go where there is no room."""
+    def add(
+        self, vectors: Vectors, log_tokens: npt.NDArray[np.float64], cut: npt.NDArray[np.bool_] | bool = False
+    ) -> None:
+        """New entries, [jobs, dims], [jobs] and [jobs], or the same for all of them; the oldest go where there is no room."""
         slots = (self.added + np.arange(len(vectors))) % self.capacity
-        self._log_tokens[slots] = log_tokens
+        self._log_tokens[slots], self._cut[slots] = log_tokens, cut
         self._index.cell_of[slots] = -1
         self.put(slots, vectors)
         self.added += len(vectors)
@@ -118,13 +121,19 @@ class PromptStore:
             for number in np.flatnonzero(index.cell_of[slots] != cells).tolist():
                 index.put(int(slots[number]), int(cells[number]))
 
-    def search(self, vector: Vectors, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Cosines and log lengths of about the `count` nearest entries to `vector` [dims], in no order."""
+    def search(
+        self, vector: Vectors, count: int, believed: float = math.inf
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Cosines and log lengths of about the `count` nearest entries to `vector` [dims], in no order.
+
+        Without those that were cut off below `believed`, a log length: they only say that it may be right.
+        """
         norm = math.sqrt(float(vector @ vector))
         if not norm or not self.added:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
         index = self._index
         slots = index.near(vector) if len(index.leaders) else np.arange(len(self))
+        slots = slots[~self._cut[slots] | (self._log_tokens[slots] > believed)]
         codes = self._codes.take(slots, axis=0).astype(np.float32)
         cosines = (codes @ vector) * (self._scales[slots] / norm)
         if len(slots) > count:
@@ -163,6 +172,7 @@ class PromptStore:
             "codes": self._codes[:size],
             "scales": self._scales[:size],
             "log_tokens": self._log_tokens[:size],
+            "cut": self._cut[:size],
             "leaders": index.leaders,
             "rings": index.rings,
             "puts": index.puts,
@@ -176,6 +186,7 @@ class PromptStore:
         self._codes[:size] = checked(state, "codes", self._codes[:size])
         self._scales[:size] = checked(state, "scales", self._scales[:size])
         self._log_tokens[:size] = checked(state, "log_tokens", self._log_tokens[:size])
+        self._cut[:size] = checked(state, "cut", self._cut[:size])
         like = Index.empty(cells, self.dims, self.capacity)
         index = Index(**{key: checked(state, key, getattr(like, key)) for key in vars(like)})
         if index.rings.max(initial=-1) >= size or index.cell_of.max(initial=-1) >= max(cells, 1):

@@ -10,7 +10,8 @@ from packhorse.errors import ConfigError
 from scheduler.predictor import PREDICTORS, make_predictor
 from scheduler.predictor.base import JobFeatures
 from scheduler.predictor.calibration import Calibration
-from scheduler.predictor.rank import list_mle_slopes
+from scheduler.predictor.rank import RankLoss, list_mle_slopes
+from scheduler.predictor.replay import Sample
 from tests.scheduler.predictor.fakes import made_traffic, teach
 
 LEARNERS = ("regressor", "rank", "retrieval", "learned")
@@ -102,12 +103,31 @@ def test_percentile_follows_the_newest_traffic() -> None:
     assert predictor.predict(JobFeatures((9,), 100)).p90 == 100
 
 
-def test_truncated_jobs_do_not_pull_down() -> None:
+@pytest.mark.parametrize("name", ["regressor", "rank", "retrieval", "learned"])
+def test_truncated_jobs_do_not_pull_down(name: str) -> None:
     """Half of the jobs are cut at 50 tokens; the others show that this topic comes to 400."""
     topic = [JobFeatures((5, *range(i, i + 6)), 50 if i % 2 else 1000) for i in range(600)]
-    predictor = make_predictor("regressor")
+    predictor = make_predictor(name)
     teach(predictor, topic[:500], [50 if job.max_tokens == 50 else 400 for job in topic[:500]])
     assert predictor.predict(JobFeatures(topic[500].prompt, 1000)).p50 > 250
+    assert predictor.predict(JobFeatures(topic[499].prompt, 1000)).p50 > 250, "that very prompt was cut"
+
+
+@pytest.mark.parametrize("name", ["regressor", "rank", "retrieval", "learned"])
+def test_truncated_jobs_pull_up(name: str) -> None:
+    """Their limits rise: all that is known of the newest is that they are longer than the ones before."""
+    limits = [20 if i < 300 else 1000 for i in range(600)]
+    topic = [JobFeatures((5, *range(i, i + 6)), limit) for i, limit in enumerate(limits)]
+    predictor = make_predictor(name)
+    teach(predictor, topic, limits)
+    assert predictor.predict(JobFeatures((5, *range(9000, 9006)), 4000)).p50 > 500
+
+
+def test_a_list_of_truncated_jobs_alone_ranks_nothing() -> None:
+    loss = RankLoss(seed=0)
+    loss.start(np.array([5.0]))
+    cut = [Sample(i, np.empty(0, np.uint32), 9, 2.0, True) for i in range(4)]
+    assert not loss.slopes(np.zeros(4), cut).any()
 
 
 def test_list_mle_slopes_are_the_derivatives() -> None:
