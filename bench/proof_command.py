@@ -11,6 +11,7 @@ import typer
 
 from bench.console import table_console
 from bench.exits import config_errors
+from packhorse.errors import ConfigError
 
 NOTE_SECONDS = 10.0
 
@@ -54,6 +55,9 @@ def proof(
     given: dict[str, Any] = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
     with config_errors():
         options = ProofOptions(requests=requests, seeds=seeds, **given)
+        for name, value in (("workload", workload), ("plot", plot)):
+            if value and "grid" not in options.parts:
+                raise ConfigError(f"--{name} has no effect without --part grid", param=name)
         if json:
             check_writable("json", json)
         if plot:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from bench import sim_predictor, sim_proof
 from bench.cli import app
 from bench.scheduler import FIGURES
-from bench.sim_proof import Check, Part, ProofOptions, run_proof
+from bench.sim_proof import Check, Part, ProofOptions, Runs, run_proof
 from bench.sim_proof_report import print_part
 from packhorse.errors import ConfigError
 
@@ -79,6 +79,35 @@ def test_targets_are_printed_with_their_verdicts() -> None:
     text = console.export_text()
     assert "met" in text
     assert "missed" in text
+
+
+def test_a_rate_at_the_end_of_what_was_searched_is_a_bound() -> None:
+    runs = Runs(small("pages"), lambda record: None)
+    case, span = runs.case("fcfs"), (0.5, 1.1)
+    saturation = runs.grid.saturation(case.workload, case.kv_format)
+    found = {limit: runs.rate_at(case, limit, span, 1) for limit in (0.001, 1e6)}
+    assert [rate.bound for rate in found.values()] == ["≤ ", "≥ "]
+    assert found[0.001].rate == pytest.approx(0.5 * saturation, rel=0.02)
+    assert str(found[1e6]) == f"≥ {found[1e6].rate:.1f}/s"
+    middle = runs.run(runs.case("fcfs", rate=0.8 * saturation), 1)[0]["mean_jct_seconds"]
+    assert runs.rate_at(case, middle, span, 1).bound == ""
+
+
+def test_a_grid_of_a_missing_workload_is_refused_before_it_runs() -> None:
+    seen: list[str] = []
+    with pytest.raises(ConfigError, match="workload='nothing' is no file"):
+        run_proof(
+            ProofOptions(parts=("grid",), workload=("synthetic", "nothing")),
+            lambda record: seen.append(record["policy"]),
+        )
+    assert not seen
+
+
+@pytest.mark.parametrize("flag", ["--workload", "--plot"])
+def test_flags_of_the_grid_are_refused_without_it(flag: str) -> None:
+    outcome = CliRunner().invoke(app, ["proof", "--part", "tail", flag, "somewhere"])
+    assert outcome.exit_code == 2
+    assert f"{flag} has no effect without --part grid" in outcome.output
 
 
 def test_the_command_writes_records_and_refuses_unknown_parts(tmp_path: Path) -> None:
