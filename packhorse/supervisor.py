@@ -69,6 +69,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._begun = threading.Event()
         self._failure: ChildError | None = None
+        self._judging = threading.Lock()  # a death is raised or reported: never neither
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -82,8 +83,9 @@ class Supervisor:
             raise self._failure
 
     def settle(self) -> None:
-        self.check()
-        self._settled.set()
+        with self._judging:
+            self.check()
+            self._settled.set()
 
     def stop(self) -> None:
         """Stops every child, stage by stage; kills what does not end in `stop_seconds`. Idempotent."""
@@ -122,11 +124,17 @@ class Supervisor:
         elif slot.restart_at is None and slot.child and not slot.child.alive:
             self._died(slot, slot.child)
 
-    def _died(self, slot: _Slot, child: Child) -> None:
-        child.close()
-        if not self._settled.is_set():
+    def _failed_to_start(self, child: Child) -> bool:
+        with self._judging:
+            if self._settled.is_set():
+                return False
             said = "\n".join(f"  {line}" for line in child.last_lines()) or "  (it said nothing)"
             self._failure = self._failure or ChildError(f"{child.name} {child.ending} while starting:\n{said}")
+            return True
+
+    def _died(self, slot: _Slot, child: Child) -> None:
+        child.close()
+        if self._failed_to_start(child):
             slot.child = None
         elif self.restart:
             slot.failures = 0 if time.monotonic() - slot.started_at > _STEADY_SECONDS else slot.failures
