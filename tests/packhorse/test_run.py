@@ -14,6 +14,7 @@ import pytest
 
 from packhorse.errors import ConfigError
 from packhorse.run import error_line
+from tests.waiting import PATIENCE_SECONDS
 
 PROGRAM = """
 import asyncio, sys, types
@@ -31,16 +32,16 @@ class Fake:
 sys.modules["fake"] = types.ModuleType("fake")
 sys.modules["fake"].Fake = Fake
 run.CLASSES["fake"] = ("fake", "Fake")
-run.STOP_SECONDS = 2
+run.STOP_SECONDS = {stop_seconds}
 sys.exit(run.run("fake", ProcessConfig()))
 """
 
 
 @contextmanager
 def fake(
-    start: str = "pass", stop: str = "print('freed', flush=True)", more: str = ""
+    start: str = "pass", stop: str = "print('freed', flush=True)", more: str = "", stop_seconds: int = 60
 ) -> Iterator[subprocess.Popen[str]]:
-    code = textwrap.dedent(PROGRAM).format(start=start, stop=stop, more=more)
+    code = textwrap.dedent(PROGRAM).format(start=start, stop=stop, more=more, stop_seconds=stop_seconds)
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -67,26 +68,26 @@ def test_the_first_signal_stops_cleanly(number: signal.Signals) -> None:
         line = read_until(process, "ready")
         assert line.rstrip().endswith("fake packhorse.run: ready at tcp://127.0.0.1:1")
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (0, "made\nfreed\n")
     assert "stopped" in err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_second_signal_kills(number: signal.Signals, status: int) -> None:
-    with fake(stop="await asyncio.sleep(60)") as process:
+    with fake(stop="await asyncio.sleep(600)") as process:
         read_until(process, "ready")
         process.send_signal(number)
         read_until(process, "draining")
         process.send_signal(number)
-        assert process.wait(20) == status
+        assert process.wait(PATIENCE_SECONDS) == status
 
 
 def test_a_signal_before_it_is_up_ends_the_start() -> None:
-    with fake(start="print('starting', file=sys.stderr, flush=True); await asyncio.sleep(60)") as process:
+    with fake(start="print('starting', file=sys.stderr, flush=True); await asyncio.sleep(600)") as process:
         read_until(process, "starting")
         process.terminate()
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (0, "made\n")
 
 
@@ -95,7 +96,7 @@ def test_a_signal_while_a_thread_loads_does_not_wait_for_it() -> None:
     with fake(start=load) as process:
         read_until(process, "loading")
         process.terminate()
-        out, _ = process.communicate(timeout=40)
+        out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (0, "made\n")
 
 
@@ -108,11 +109,13 @@ def test_a_signal_during_the_import_ends_it(number: signal.Signals, tmp_path: Pa
         '("fake", "Fake")', '("slow", "Fake")'
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code.format(start="pass", stop="pass", more="")], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code.format(start="pass", stop="pass", more="", stop_seconds=60)],
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         read_until(process, "importing")
         process.send_signal(number)
-        process.communicate(timeout=40)
+        process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
 
 
@@ -130,22 +133,22 @@ def test_a_signal_during_the_import_ends_it(number: signal.Signals, tmp_path: Pa
 )
 def test_a_failed_start_is_one_line(raised: str, status: int, line: str) -> None:
     with fake(start=f"raise {raised}") as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out, err) == (status, "made\n", line)
 
 
 def test_a_component_that_ends_by_itself_is_stopped_and_its_error_reported() -> None:
     with fake(more="async def wait(self): raise UnavailableError('the engine died')") as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (1, "made\nfreed\n")
     assert err.endswith("packhorse: error: the engine died\n")
 
 
 def test_a_stop_that_hangs_ends_with_status_1() -> None:
-    with fake(stop="await asyncio.sleep(60)") as process:
+    with fake(stop="await asyncio.sleep(600)", stop_seconds=2) as process:
         read_until(process, "ready")
         process.terminate()
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert "did not stop in 2 seconds" in err
 
