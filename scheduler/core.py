@@ -260,7 +260,7 @@ class SchedulerCore:
         ended = message.finish_reason is not None
         if job is None or not job.prefilled(message.worker_id, ended, message.stats, now):
             return
-        job.progress.report(1)
+        job.progress.prefilled(now)
         self.experience.prefilled(job, message.stats, self.workers.get(job.decode_worker))
         if ended:
             self._life.end(job, DONE, now)

@@ -17,6 +17,7 @@ class Progress:
     generated: int = 0
     to_replay: int = 0  # of `generated`, what a job that was dropped has not computed again yet
     served_seconds: float = 0.0  # before `since`
+    prefill_seconds: float | None = None  # of its service, what went by until its first prefill was complete
 
     @property
     def computed(self) -> int:
@@ -27,6 +28,12 @@ class Progress:
         """Its worker has computed so many tokens of output. Older word changes nothing."""
         self.generated = max(self.generated, tokens)
         self.to_replay = min(self.to_replay, self.generated - tokens)
+
+    def prefilled(self, now: float) -> None:
+        """Its prefill is complete: token 1 is out."""
+        if self.prefill_seconds is None:
+            self.prefill_seconds = self.service_seconds(now)
+        self.report(1)
 
     def drop(self, tokens: int) -> None:
         """Its worker has let go of what it had of the job, whose `tokens` are to be computed again."""

@@ -32,8 +32,8 @@ class Alise(RankedPolicy):
         self.ageing = ageing
 
     def queue_rank(self, job: TrackedJob) -> Rank:
-        """All that wait age alike, so their order is that of T + ageing * arrival."""
-        return (remaining_seconds(job, self.cost) + self.ageing * job.submitted_at,)
+        """All that wait age alike, so their order is that of T + ageing * the time since which they wait."""
+        return (remaining_seconds(job, self.cost) + self.ageing * job.progress.since,)
 
     def run_rank(self, job: TrackedJob, now: float) -> Rank:
         return (remaining_seconds(job, self.cost) - self.ageing * job.progress.waiting_seconds(now),)

@@ -7,7 +7,6 @@ backwards. The same objects run live and simulated; one owner, no locks.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,8 +52,8 @@ class Policy(ABC):
     Queue: the scheduler asks for `head` at every event and removes it once it is placed. The job at the head blocks the others
     until a pair fits: a policy that lets jobs overtake changes its head.
 
-    Decode worker: `plan` is asked between two steps of that worker: when a job has arrived or ended there, and `review_seconds` after
-    the last plan. Steps are never interrupted. The caller keeps `job.progress` (generated tokens as reported, time in service, since
+    Decode worker: `plan` is asked where a queued job has no room, and where jobs are out, at every event there and every tick: not as
+    long as all run. Steps are never interrupted. The caller keeps `job.progress` (generated tokens as reported, time in service, since
     when it runs or waits) and `job.run_pages` (device pages that it needs until the next plan) up to date before it asks, and carries
     the plan out with `progress.run(now)` and `progress.wait(now)`.
 
@@ -63,7 +62,6 @@ class Policy(ABC):
 
     name: ClassVar[str]
     preempts: ClassVar[bool] = False  # whether a plan may stop a running job though the room holds it
-    review_seconds: ClassVar[float] = math.inf  # how often a plan grows old with no event
 
     def __init__(self, cost: JobCost | None = None) -> None:
         self.cost: JobCost = cost or WorkerCost.of(DEFAULT_PRIOR)

@@ -2,11 +2,12 @@
 
 Level p has a quantum of base * growth^p seconds of service. A job skips to the first level whose quantum covers its prefill;
 service beyond the level's quantum demotes it by one level and sets the consumed service back to 0; waiting for `max_wait_seconds`
-promotes it to the top. Jobs of a higher level go first, those of one level in the order in which they came to it.
+promotes it to the top. Jobs of a higher level go first, those of one level in the order in which they came to it. A job keeps its level
+where it is queued again, since its pages were dropped.
 
 Base 10 ms, growth 2 and 3 s are the released code's (the paper: the shortest step, 2, and 300 ms by SLO). Ours: a promoted job keeps
-the top for PROMOTED_SECONDS at least, since a quantum of 10 ms would be swapped out before it has paid for being swapped in;
-and plans grow old after REVIEW_SECONDS. The paper swaps by ENST, the time until a job is next served: the plan's waiting order.
+the top for PROMOTED_SECONDS at least, since a quantum of 10 ms would be swapped out before it has paid for being swapped in.
+Service counts from token 1 on. The paper swaps by ENST, the time until a job is next served: the plan's waiting order.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ BASE_SECONDS = 0.010
 GROWTH = 2.0
 MAX_WAIT_SECONDS = 3.0
 PROMOTED_SECONDS = 0.25
-REVIEW_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -39,7 +39,6 @@ class Place:
 class FastServe(Policy):
     name = "fastserve"
     preempts = True
-    review_seconds = REVIEW_SECONDS
 
     def __init__(
         self,
@@ -67,7 +66,11 @@ class FastServe(Policy):
         self._queue.add(job, self._queue_rank(job))
 
     def _queue_rank(self, job: TrackedJob) -> Rank:
-        return (float(self.join_level(self.cost.prefill_seconds(job.prompt_tokens))),)
+        known = self._places.get(job.job_id)
+        return (float(known.level if known is not None else self._first_level(job)),)
+
+    def _first_level(self, job: TrackedJob) -> int:
+        return self.join_level(self.cost.prefill_seconds(job.prompt_tokens))
 
     def remove(self, job_id: str) -> None:
         self._queue.remove(job_id)
@@ -102,8 +105,8 @@ class FastServe(Policy):
         """Its place now, after the demotions or the promotion that are due."""
         place = self._places.get(job.job_id)
         if place is None:
-            level = self.join_level(self.cost.prefill_seconds(job.prompt_tokens))
-            place = self._places[job.job_id] = Place(level, now, job.progress.service_seconds(now))
+            place = Place(self._first_level(job), job.submitted_at, job.progress.prefill_seconds or 0.0)
+            self._places[job.job_id] = place
         served = job.progress.service_seconds(now)
         if job.progress.waiting_seconds(now) >= self.max_wait_seconds and now - place.since >= self.max_wait_seconds:
             place.level, place.since, place.served_before, place.promoted = 0, now, served, True

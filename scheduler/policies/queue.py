@@ -13,7 +13,10 @@ Rank = tuple[float, ...]
 
 
 class RankQueue:
-    """`add` and `remove` take O(log n) amortized, `head` O(1). Ranks are fixed while a job is queued; ties go by arrival."""
+    """`add` and `remove` take O(log n) amortized, `head` O(1). Ranks are fixed while a job is queued; ties go by arrival.
+
+    A job that comes back, since it was dropped, arrives anew: it waits from when it was stopped, behind those that were there.
+    """
 
     def __init__(self, max_wait_seconds: float = math.inf) -> None:
         self.max_wait_seconds = max_wait_seconds
@@ -55,7 +58,7 @@ class RankQueue:
         if not self._jobs:
             return None
         _, oldest = next(iter(self._jobs.values()))
-        return oldest if now - oldest.submitted_at >= self.max_wait_seconds else None
+        return oldest if self._is_overdue(oldest, now) else None
 
     def best(self) -> TrackedJob | None:
         """The job of the smallest rank."""
@@ -71,7 +74,7 @@ class RankQueue:
         """All jobs as `head` would name them, one after the other, if nothing came and time stood still."""
         overdue = set()
         for job in self:
-            if now - job.submitted_at < self.max_wait_seconds:
+            if not self._is_overdue(job, now):
                 break
             overdue.add(job.job_id)
             yield job
@@ -93,8 +96,12 @@ class RankQueue:
             if not self._is_valid((rank_of, count, job_id)):
                 continue
             _, job = self._jobs[job_id]
-            if rank_of <= rank or now - job.submitted_at >= self.max_wait_seconds:
+            if rank_of <= rank or self._is_overdue(job, now):
                 yield job
+
+    def _is_overdue(self, job: TrackedJob, now: float) -> bool:
+        """By how long it has been waiting: one that was dropped has been in service before."""
+        return job.progress.waiting_seconds(now) >= self.max_wait_seconds
 
     def _is_valid(self, entry: tuple[Rank, int, str]) -> bool:
         return self._jobs.get(entry[2], (0,))[0] == entry[1]

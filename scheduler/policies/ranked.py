@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
 
 from scheduler.jobs import TrackedJob
 from scheduler.policies.base import JobCost, Policy, Room, RunPlan, fill
@@ -19,8 +18,6 @@ class RankedPolicy(Policy):
     so until it has run for `promoted_seconds` without a break, so that promotion cannot make it swap back and forth.
     Where the policy does not preempt, running jobs come before all that wait.
     """
-
-    review_seconds: ClassVar[float] = 1.0
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """TRAIL (arXiv 2410.01035): shortest predicted remaining length first, with limited preemption.
 
 With r the initial prediction and a the tokens generated, a job may be preempted only while a < C * r. Past the cutoff the paper
-ranks it before all others until it is done. That holds here for a job that waits past the cutoff, too (memory pressure can stop it): the
-released code sorts such a one to the very end of the queue, where it starves.
+ranks it before all others until it is done. That holds here for a job that waits past the cutoff, too, or was dropped there (memory
+pressure can stop it): the released code sorts such a one to the very end of the queue, where it starves.
 C is 0.8, the best of the paper's; its 2026 release found 0 (no preemption) best on another engine: tune it. Predictions are refined
 by whoever owns the forecasts (`refine`), the cutoff keeps the first. The paper has no starvation rule for the queue; neither has this.
 """
@@ -32,9 +32,6 @@ class Trail(RankedPolicy):
         super().add(job, now)
 
     def queue_rank(self, job: TrackedJob) -> Rank:
-        return (remaining_tokens(job),)
-
-    def run_rank(self, job: TrackedJob, now: float) -> Rank:
         if job.progress.generated >= self.cutoff * self._initial_tokens(job):
             return (0.0, 0.0 if job.progress.running else 1.0)
         return (1.0, remaining_tokens(job))

@@ -185,3 +185,22 @@ def test_a_dropped_job_is_not_shed_for_one_of_a_higher_class() -> None:
     failures = [message.job_id for message in b.take(JobFailed)]
     assert failures == ["higher"]
     assert b.state("long") == "queued"
+
+
+@pytest.mark.parametrize("policy", ["packhorse", "fastserve"])
+def test_a_job_that_was_long_in_service_does_not_take_its_place_back_at_once(policy: str) -> None:
+    """It has not waited yet, however long ago it came."""
+    b = bench(policy, host_pages=0, worker_timeout_seconds=1000)
+    decoding(b, "long", 380)
+    b.now += 100
+    b.submit(make_job("short", max_tokens=70))
+    while not b.take(Preempt):
+        b.now += 0.1
+        b.sent += b.core.tick(b.now)
+    dropped(b, "long")
+    b.reserved(job_id="short")
+    b.prefilled(job_id="short")
+    b.now += 0.1
+    b.sent += b.core.tick(b.now)
+    assert (b.state("short"), b.state("long")) == ("decoding", "queued")
+    assert b.take(Preempt) == []

@@ -32,3 +32,14 @@ def test_service_adds_up_over_stops() -> None:
     assert (progress.waiting_seconds(20), progress.service_seconds(20)) == (5, 2)
     progress.run(20)
     assert progress.service_seconds(21) == 3
+
+
+def test_what_prefill_took_is_known_from_its_first_end_on() -> None:
+    progress = Progress(0.0)
+    progress.run(1.0)
+    progress.report(1)  # the decode worker's word may come before
+    progress.prefilled(3.0)
+    assert progress.prefill_seconds == 2.0
+    progress.drop(5)
+    progress.prefilled(9.0)
+    assert (progress.prefill_seconds, progress.to_replay) == (2.0, 4)

@@ -54,3 +54,20 @@ def test_the_starving_are_promoted_long_enough_to_pay_for_the_swap() -> None:
     newer = make("n", at=3.2, generated=1)
     assert policy.plan([starving, newer], ONE, 3.3).run == (starving,)
     assert policy.plan([starving, newer], ONE, 3.4).run == (newer,)
+
+
+@pytest.mark.parametrize(("now", "first"), [(5.005, "o"), (5.02, "f")])
+def test_service_before_the_first_plan_counts_and_prefill_does_not(now: float, first: str) -> None:
+    """Nobody plans as long as all have room. Level 0 is for 10 ms."""
+    old, fresh = make("o", runs_since=0.0), make("f", at=5.001, generated=1)
+    old.progress.prefilled(5.0)
+    (runs,) = FastServe(UnitCost()).plan([old, fresh], ONE, now).run
+    assert runs.job_id == first
+
+
+def test_one_that_starves_in_the_queue_goes_to_the_top_when_room_is_made() -> None:
+    policy = FastServe(UnitCost(), max_wait_seconds=3.0)
+    starving, runs = make("s", prompt_tokens=900), make("r", at=1.0, generated=1, runs_since=2.9)
+    assert policy.plan([starving, runs], ONE, 2.999).run == (runs,)
+    policy.forget("s")  # as if nobody had planned before
+    assert policy.plan([starving, runs], ONE, 3.0).run == (starving,)

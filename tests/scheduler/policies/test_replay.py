@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from scheduler.jobs import TrackedJob
-from scheduler.policies import POLICIES
+from scheduler.policies import POLICIES, Room
 from scheduler.policies.estimate import prefill_seconds, remaining_seconds, replay_seconds
+from scheduler.policies.fastserve import FastServe
 from scheduler.policies.packhorse import Packhorse
+from scheduler.policies.trail import Trail
 from tests.scheduler.policies.making import UnitCost, make, placed_next
 
 COST = UnitCost()  # 1 ms per token of a prompt, 0.1 s per step
@@ -57,3 +59,45 @@ def test_a_plan_sees_how_far_a_replay_is() -> None:
     before = policy.run_rank(job, 0.0)
     job.progress.report(50)
     assert policy.run_rank(job, 0.0) < before
+
+
+@pytest.mark.parametrize("name", ["ltr", "fastserve", "packhorse"])
+def test_a_dropped_job_has_waited_since_it_was_stopped_and_not_since_it_came(name: str) -> None:
+    policy = POLICIES[name](COST)
+    job = make("d", 900, prompt_tokens=500)
+    job.progress.run(0.0)
+    job.progress.wait(1000.0)
+    job.progress.drop(60)
+    policy.add(job, 1000.0)
+    policy.add(make("short", 5, at=1000.5), 1000.5)
+    assert job not in policy.ahead(make("even shorter", 4), 1001.0)
+    assert [job.job_id for job in policy.upcoming(1001.0)] == ["short", "d"]
+    assert placed_next(policy, 1001.0) == ["short", "d"]
+
+
+def test_alise_ages_a_dropped_job_from_when_it_was_stopped() -> None:
+    policy = POLICIES["alise"](COST)
+    job = make("d", 100)
+    job.progress.run(0.0)
+    job.progress.wait(1000.0)
+    policy.add(job, 1000.0)
+    policy.add(make("shorter", 99, at=1000.5), 1000.5)
+    assert placed_next(policy, 1000.5) == ["shorter", "d"]
+
+
+def test_fastserve_keeps_the_level_of_a_dropped_job() -> None:
+    policy = FastServe(COST)
+    job = make("d", generated=1, runs_since=0.0)
+    policy.plan([job], Room(pages=10, max_jobs=1), 1.0)
+    job.progress.wait(1.0)
+    job.progress.drop(9)
+    policy.add(job, 1.0)
+    policy.add(make("fresh", at=1.1), 1.1)
+    assert placed_next(policy, 1.2) == ["fresh", "d"]
+
+
+def test_trail_puts_a_dropped_job_past_the_cutoff_first() -> None:
+    policy = Trail(COST, cutoff=0.5)
+    for job in (make("short", 5), dropped("before", 100, generated=49), dropped("past", 100, generated=50)):
+        policy.add(job, 0.0)
+    assert placed_next(policy, 0.0) == ["past", "short", "before"]
