@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from packhorse.config import SchedulerConfig
-from packhorse.errors import DeadlineError
+from packhorse.errors import DeadlineError, OverloadedError
 from scheduler.backlog import Backlog
 from scheduler.deadlines import Deadlines
 from scheduler.decisions import Decisions
@@ -81,7 +81,12 @@ class Lifecycle:
     def queue(self, job: TrackedJob, now: float) -> None:
         """Admits the job, and sheds others for it. Raises OverloadedError: it is shed itself."""
         predicted_by = self._experience.forecast(job)
-        for other, error in self._overload.shed_for(job, now):
+        try:
+            shed = self._overload.shed_for(job, now)
+        except OverloadedError:
+            self._policy.forget(job.job_id)  # it was asked who would go before the job
+            raise
+        for other, error in shed:
             self.end(other, failed(error), now)
         self.jobs[job.job_id] = job
         self.decisions.queued(job, predicted_by, self._policy.name, self._placement.name)

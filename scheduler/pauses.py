@@ -25,8 +25,7 @@ class Pauses:
         if job.pause is not None and job.pause_until is None:
             job.pause_until = now + job.pause.seconds
         if job.pause_until is None or job.pause_until <= now:
-            job.pause = None
-            self._call_back(worker, job)
+            self._go_on(worker, job, now)
             return
         job.paused = True
         job.progress.wait(now)
@@ -48,16 +47,20 @@ class Pauses:
         return min((until for until, _, _ in self._paused.values()), default=None)
 
     def end_due(self, now: float) -> None:
-        """Jobs whose pause is over run on; those in host memory once the policy calls them back."""
+        """Jobs whose pause is over run on."""
         for until, worker, job in list(self._paused.values()):
             if until <= now:
                 del self._paused[job.job_id]
-                job.paused, job.pause = False, None
-                if job.swap is Swap.IN:
-                    job.progress.run(now)
-                    self._call_back(worker, job)
-                else:
-                    self._preemption.due.add(worker.worker_id)
+                self._go_on(worker, job, now)
+
+    def _go_on(self, worker: Worker, job: TrackedJob, now: float) -> None:
+        """At once, or one that has left the device or is about to, once the policy calls it back."""
+        job.paused, job.pause = False, None
+        if job.swap is Swap.IN:
+            job.progress.run(now)
+            self._call_back(worker, job)
+        else:
+            self._preemption.due.add(worker.worker_id)
 
     def gone(self, job_id: str) -> None:
         """The job holds nothing on its decode worker any more."""

@@ -2,7 +2,8 @@
 
 Every token of a job depends on the one before, so that those of a job that was stopped, dropped and begun anew tell whether it went on
 where it was. Messages to and from a worker keep their order, as on one connection; between workers anything may overtake anything. Workers
-fail jobs, ignore reservations, crash, restart and say goodbye; old messages come again; gateways cancel and vanish.
+fail jobs, ignore reservations, crash, restart, say goodbye and are cut off for a while; jobs pause for their tools; old messages come
+again; gateways cancel and vanish; the scheduler dies and another begins with nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tests.scheduler.fakes import decode_info, make_job, prefill_info
 from tests.scheduler.random_worker import FakeWorker, next_token
 from transport.messages import (
     Cancel,
+    Explain,
+    Explanations,
     Heartbeat,
     JobEnded,
     JobFailed,
@@ -28,6 +31,7 @@ from transport.messages import (
     Status,
     StatusRequest,
     Submit,
+    ToolPause,
     WorkerLoad,
 )
 
@@ -44,13 +48,14 @@ class World:
         """`scarce`: jobs give way, so decoding is to be what there is too little of."""
         self.random, self.scarce = random.Random(seed), scarce or host_pages > 0
         self.now = 0.0
-        self.preempted = self.resumed = self.dropped = 0
+        self.preempted = self.resumed = self.dropped = self.paused = self.restarts = 0
         self.emitted: dict[str, list[int]] = {}
-        config = SchedulerConfig(
+        self.config = SchedulerConfig(
             max_queue=30, queue_seconds=60, prefill_seconds=40, decode_seconds=80, release_seconds=20,
             policy=policy, placement=placement, predictor="none",
         )  # fmt: skip
-        self.core = SchedulerCore(config, epoch="epoch-1")
+        self.core = SchedulerCore(self.config, epoch="epoch-1")
+        self.totals: Counter[str] = Counter()  # of earlier schedulers
         self.workers = [
             *(
                 FakeWorker(self, prefill_info(f"p{i}", max_jobs=8 if self.scarce else i + 1, max_context_tokens=600))
@@ -91,7 +96,7 @@ class World:
             if isinstance(message, JobEnded):
                 self.check_tokens(message.job_id, message.stats)
         else:
-            assert isinstance(message, Placed | Status)
+            assert isinstance(message, Placed | Status | Explanations)
 
     def emit(self, job_id: str, index: int, token: int) -> None:
         """Each token comes once, and in order."""
@@ -126,12 +131,16 @@ class World:
                 (1, lambda: self.replay(worker)),
                 (0.15, lambda: self.disturb(worker)),
                 (0.05, self.toggle_gateway),
+                (0.05, lambda: self.cut_off(worker)),
+                (0.03, self.restart),
             ]
         weights, calls = zip(*actions, strict=True)
         self.random.choices(calls, weights)[0]()
 
     def flow(self, worker: FakeWorker) -> None:
         """One message moves each way."""
+        if worker.alive and not worker.connected:
+            return
         if worker.outbox:
             self.hear(worker.peer, worker.outbox.popleft())
         if worker.alive and worker.inbox:
@@ -140,7 +149,7 @@ class World:
     def pass_time(self) -> None:
         self.now += self.random.choice([0.1, 0.3, 1.0])
         for worker in self.workers:
-            if worker.alive:
+            if worker.connected:
                 generated = {job_id: len(worker.tokens[job_id]) for job_id in worker.ready}
                 worker.say(Heartbeat(worker_id=worker.info.worker_id, load=WorkerLoad(generated=generated)))
                 while worker.outbox:
@@ -148,6 +157,7 @@ class World:
         for gateway, alive in self.gateways.items():
             if alive:
                 self.hear(gateway, StatusRequest())
+                self.hear(gateway, Explain(newest=3))
         self.deliver(self.core.tick(self.now))
         self.check()
 
@@ -158,7 +168,13 @@ class World:
         job_id = f"{len(self.jobs):06d}"
         prompt, most = self.random.choice([3, 50, 200, 500]), self.random.choice([1, 2, 30, 200])
         job = make_job(job_id, prompt_tokens=prompt, max_tokens=most)
-        job = job.model_copy(update={"max_ttft_seconds": self.random.choice([None, None, 3.0, 30.0])})
+        pause = ToolPause(after_tokens=self.random.choice([1, 5, 25]), seconds=self.random.choice([0.5, 4.0, 20.0]))
+        wishes = {
+            "max_ttft_seconds": self.random.choice([None, None, 3.0, 30.0]),
+            "priority": self.random.choice([0, 0, 0, 1]),
+            "tool_pause": pause if self.random.random() < 0.3 and most > pause.after_tokens else None,
+        }
+        job = job.model_copy(update=wishes)
         self.jobs[job_id], self.owner[job_id] = job, self.random.choice(gateways)
         self.hear(self.owner[job_id], Submit(job=job))
 
@@ -171,7 +187,7 @@ class World:
 
     def replay(self, worker: FakeWorker) -> None:
         """Something it said before, and that has arrived, comes again; not of a job that has begun anew since: connections keep order."""
-        if worker.alive and len(worker.said) > len(worker.outbox):
+        if worker.connected and len(worker.said) > len(worker.outbox):
             old = self.random.choice(worker.said[: len(worker.said) - len(worker.outbox)][-15:])
             job = self.core.jobs.get(getattr(old, "job_id", ""))
             if job is None or job.replay is None:
@@ -184,6 +200,24 @@ class World:
                 worker.start()
         else:
             worker.start()
+
+    def cut_off(self, worker: FakeWorker) -> None:
+        """Long enough to count as lost, or not."""
+        worker.deaf_until = self.now + self.random.choice([1.0, 3.0, 8.0])
+
+    def restart(self) -> None:
+        """Gateways fail what they had under way; workers find out by themselves, at once or by the answer to a heartbeat."""
+        self.restarts += 1
+        self.totals += self.core.totals
+        self.totals["lost"] += sum(job.outcome is None for job in self.core.jobs.values())
+        self.cancelled |= {job_id for job_id in self.jobs if self.terminal[job_id] == 0}
+        self.core = SchedulerCore(self.config, epoch=f"epoch-{self.restarts + 1}")
+        for worker in self.workers:
+            worker.inbox.clear()
+            if worker.alive and self.random.random() < 0.5:
+                worker.outbox.clear()
+                worker.clear()
+                worker.start()
 
     def toggle_gateway(self) -> None:
         gateway = self.random.choice(sorted(self.gateways))
@@ -200,6 +234,9 @@ class World:
             assert worker.device_jobs <= worker.info.max_jobs
             assert worker.room == (worker.free_pages if worker.device_jobs < worker.info.max_jobs else -1)
             assert worker.prompt_tokens == sum(job.prompt_tokens for job in jobs)
+            assert worker.prompt_squares == sum(job.prompt_tokens**2 for job in jobs)
+            assert worker.context_tokens == sum(job.context_tokens for job in jobs)
+            assert worker.inbound <= set(worker.jobs)
             if worker.info.role == "decode":
                 there = sum(job.pages for job in jobs if job.swap is not Swap.OUT)
                 host = sum(job.pages for job in jobs if job.swap in (Swap.LEAVING, Swap.OUT, Swap.RETURNING))
@@ -218,6 +255,7 @@ class World:
         for gateway in self.gateways:
             self.gateways[gateway] = True
         for worker in self.workers:
+            worker.deaf_until = 0.0
             if not worker.alive:
                 worker.start()
         for _ in range(20_000):
@@ -239,8 +277,12 @@ def played(world: World) -> World:
         assert (worker.jobs_out, worker.host_pages_used) == (0, 0)
     assert vars(world.core.preemption)["_out"] == {}
     assert vars(world.core.preemption)["_rounds"] == {}
+    assert (world.core.next_deadline(), world.core.next_pause_end()) == (None, None)
+    for of_jobs in ("_expected", "_uses", "_places", "_initial", "_promoted"):
+        assert not vars(world.core.policy).get(of_jobs), of_jobs
     for job_id in world.jobs:
         assert world.terminal[job_id] == 1 or job_id in world.cancelled, f"job {job_id} never ended"
-    assert sum(world.core.totals.values()) == len(world.jobs)
-    assert world.core.totals["done"] > 20
+    world.totals += world.core.totals
+    assert sum(world.totals.values()) == len(world.jobs)
+    assert world.totals["done"] > 20
     return world

@@ -214,3 +214,22 @@ def test_word_of_a_job_that_is_not_there_changes_nothing() -> None:
     decoding(b)
     b.hear(b"d2", Paused(job_id="job-1", worker_id="d2"))
     assert b.core.next_pause_end() is None
+
+
+def test_a_pause_that_is_over_at_once_does_not_call_back_a_job_that_is_leaving() -> None:
+    """Its worker is moving the pages out by then: it would move them back where the scheduler counts them as gone."""
+    b = bench("srpt-oracle")
+    decoding(b, tokens=380)  # the whole pool
+    b.core.jobs["job-1"].pause_until = b.now  # as of one that was dropped in its pause, and comes to it anew
+    b.submit(make_job("short", max_tokens=70))
+    assert b.take(Preempt) == [Preempt(job_id="job-1", number=1)]
+    pauses(b)
+    assert b.take(Resume) == []
+    is_out(b)
+    b.reserved(job_id="short")
+    b.prefilled(job_id="short")
+    b.decoded(job_id="short")
+    assert b.take(Resume, "d1") == [Resume(job_id="job-1")]
+    b.hear(b"d1", Resumed(job_id="job-1", worker_id="d1"))
+    b.decoded()
+    b.assert_idle()
