@@ -87,6 +87,8 @@ class Simulation:
             for spec in cluster.of_role("prefill")
         }
         self.workers: dict[str, SimWorker] = {**self.prefill, **self.decode}
+        if len(arrivals.times) not in (0, len(workload)):
+            raise ConfigError(f"{len(arrivals.times)} times of arrival for {len(workload)} requests")
         if failures and heartbeat_seconds is None:
             raise ConfigError("failures are noticed by silence: heartbeat_seconds must be given")
         self._peers = {worker.peer: worker for worker in self.workers.values()}

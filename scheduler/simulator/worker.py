@@ -72,6 +72,7 @@ class SimWorker(ABC):
     def come_up(self, now: float) -> None:
         """Registers, empty."""
         self.alive = True
+        self.port = Port(self.spec.network_bytes_per_second)  # what was to come through it was lost
         self.clear(now)
         self.say(Register(worker=self.info))
 

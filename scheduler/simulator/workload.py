@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -65,3 +67,5 @@ class Arrivals:
     def __post_init__(self) -> None:
         if bool(len(self.times)) == bool(self.concurrency):
             raise ConfigError("arrivals need either times or a concurrency")
+        if not all(map(math.isfinite, self.times)) or any(map(operator.gt, self.times, self.times[1:])):
+            raise ConfigError("the times of arrivals must be finite and ascending")

@@ -7,8 +7,19 @@ import pytest
 from scheduler.placement import PLACEMENTS
 from scheduler.policies import POLICIES
 from scheduler.predictor.guard import Guarded
-from scheduler.simulator import CANCELLED, DONE, FAILED, Failure, Records, SimOracle, Simulation, patient_config
-from tests.scheduler.simulator.worlds import cluster, poisson, simulation, workload
+from scheduler.simulator import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    Arrivals,
+    Failure,
+    Records,
+    SimOracle,
+    Simulation,
+    Workload,
+    patient_config,
+)
+from tests.scheduler.simulator.worlds import SMALL_MODEL, cluster, poisson, simulation, workload
 
 COUNT = 120
 
@@ -74,3 +85,16 @@ def test_preempted_jobs_are_among_those_that_a_lost_worker_takes_along() -> None
     run.run()
     assert len(out) == 2
     assert max(out) > 0
+
+
+def test_workers_that_are_back_do_not_wait_for_streams_that_were_lost() -> None:
+    """Four long prompts would take 150 s of either port; both workers are lost while they do, and a short one comes when they are back."""
+    slow = cluster(network_bytes_per_second=1e4)
+    load = Workload("slow", [*([400] * 4), 8], [2] * 5, [2] * 5)
+    assert 4 * 400 * SMALL_MODEL.token_bytes / 1e4 > 150
+    records = Simulation(
+        slow, load, Arrivals([0.0] * 4 + [30.0]), failures=[Failure(name, 5.0, back_at=10.0) for name in ("prefill-0", "decode-0")],
+        heartbeat_seconds=0.5, config=patient_config(worker_timeout_seconds=2.0),
+    ).run()  # fmt: skip
+    assert list(records.status) == [FAILED] * 4 + [DONE]
+    assert records.ended[-1] - records.arrived[-1] < 8 * SMALL_MODEL.token_bytes / 1e4 + 1

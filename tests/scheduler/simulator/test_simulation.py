@@ -158,6 +158,18 @@ def test_arrivals_are_open_or_closed() -> None:
             Arrivals(**wrong)
 
 
+@pytest.mark.parametrize("times", [[0.0, math.nan], [0.0, math.inf], [2.0, 1.0]])
+def test_arrivals_that_no_clock_shows_are_refused(times: list[float]) -> None:
+    with pytest.raises(ConfigError, match="must be finite and ascending"):
+        Arrivals(times)
+    assert Arrivals([1.0, 1.0, 2.0]).times
+
+
+def test_every_request_has_a_time() -> None:
+    with pytest.raises(ConfigError, match="2 times of arrival for 3 requests"):
+        Simulation(cluster(), workload(3), Arrivals([0.0, 1.0]))
+
+
 def test_a_request_takes_few_events() -> None:
     """Its arrival, prefill, transfer, last token and the changes of its batch, however many tokens it has."""
     count = 20_000
