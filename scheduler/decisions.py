@@ -90,10 +90,10 @@ class Decisions:
     # ---- what is asked
 
     def named(self, job_id: str) -> list[Explanation]:
-        """The job of that id, or those whose ids begin with it and a dash: a completion's, in the order in which they came."""
+        """The job of that id, or those whose ids are it, a dash and one more piece: a completion's, in the order in which they came."""
         if job_id in self._decisions:
             return [self._explanation(job_id)]
-        return [self._explanation(known) for known in self._decisions if known.startswith(f"{job_id}-")]
+        return [self._explanation(known) for known in self._decisions if known.rpartition("-")[0] == job_id]
 
     def newest(self, count: int) -> list[Explanation]:
         return [self._explanation(job_id) for job_id in islice(reversed(self._decisions), count)]

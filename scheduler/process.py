@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import deque
 from typing import Self
 
 from packhorse.config import SchedulerConfig
@@ -120,9 +121,9 @@ class Scheduler:
 
     async def _send(self, outgoing: list[Outgoing]) -> None:
         """Sends in order; a peer that cannot be reached may change what there is to send."""
-        queue = list(outgoing)
+        queue = deque(outgoing)
         while queue:
-            peer, message = queue.pop(0)
+            peer, message = queue.popleft()
             try:
                 sent = await self._server.send(peer, message)
             except FrameError as error:
