@@ -21,7 +21,7 @@ from packhorse.errors import (
     WorkerLostError,
 )
 from scheduler.admission import check_admission
-from scheduler.experience import Experience, room_of
+from scheduler.experience import Experience, largest_room
 from scheduler.jobs import CANCELLED, DONE, JobState, TrackedJob, failed
 from scheduler.lifecycle import Lifecycle
 from scheduler.pages import pages_needed
@@ -189,7 +189,7 @@ class SchedulerCore:
             return
         self.experience.joined(worker)
         if info.role == "decode":
-            self.policy.room = room_of(worker, self.policy.room)
+            self.policy.room = largest_room(self.workers)
         log.info("%s worker %s registered: %s", info.role, info.worker_id, info.data_address or "no data address")
         heartbeat, timeout = self.config.heartbeat_seconds, self.config.worker_timeout_seconds
         self._send(peer, Registered(epoch=self.epoch, heartbeat_seconds=heartbeat, timeout_seconds=timeout))
@@ -235,6 +235,7 @@ class SchedulerCore:
         log.log(level, "lost %s worker %s with %d jobs: %s", worker.info.role, worker.worker_id, len(jobs), why)
         self.workers.remove(worker.worker_id)
         self.experience.left(worker)
+        self.policy.room = largest_room(self.workers) or self.policy.room
         for job in jobs:
             stage = job.state.value
             job.dropped(worker.worker_id)
@@ -366,8 +367,6 @@ class SchedulerCore:
             del self._gateways[peer]
         for job in [job for job in self.jobs.values() if job.gateway in gone]:
             self._life.end(job, CANCELLED, now, reason="its gateway is gone")
-
-    # ---- placing and ending
 
     # ---- out
 

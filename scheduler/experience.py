@@ -171,7 +171,7 @@ class Experience:
                 self._refinement.take(job, score)
 
 
-def room_of(worker: Worker, known: Room | None) -> Room:
-    """The larger of a decode worker's room and what is known, by pages."""
-    room = Room(worker.info.capacity_pages, worker.info.max_jobs)
-    return room if known is None or room.pages > known.pages else known
+def largest_room(workers: Workers) -> Room | None:
+    """Of the decode workers, by pages and then by places; None where there is none."""
+    rooms = [(worker.info.capacity_pages, worker.info.max_jobs) for worker in workers.of_role("decode")]
+    return Room(*max(rooms)) if rooms else None

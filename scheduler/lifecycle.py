@@ -214,8 +214,7 @@ class Lifecycle:
         self.preemption.gone(worker.worker_id, job.job_id)
         self.pauses.gone(job.job_id)
         job.requeued(worker.worker_id, replay, now)
-        self._policy.add(job, now)
-        self.watch(job)
+        self._policy.add(job, now)  # with the deadline that it had
 
     def _call_back(self, worker: Worker, job: TrackedJob) -> None:
         log.info("job %s is resumed on %s", job.job_id, worker.worker_id)

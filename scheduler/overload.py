@@ -47,8 +47,9 @@ class Overload:
 
     def _shed_for_time(self, job: TrackedJob, gone: set[str], now: float) -> list[tuple[TrackedJob, OverloadedError]]:
         most = self._most_seconds(job)
-        if (self._backlog.seconds(self._policy.queued(), now) or 0.0) <= most:
-            return []  # whatever the order is
+        of_all = self._backlog.seconds(self._policy.queued(), now)
+        if of_all is None or of_all <= most:
+            return []  # nothing is known, or whatever the order is
         ahead = [queued for queued in self._policy.ahead(job, now) if queued.job_id not in gone]
         seconds = self._backlog.seconds(ahead, now) or 0.0
         if seconds <= most:

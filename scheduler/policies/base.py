@@ -65,7 +65,9 @@ class Policy(ABC):
 
     def __init__(self, cost: JobCost | None = None) -> None:
         self.cost: JobCost = cost or WorkerCost.of(DEFAULT_PRIOR)
-        self.room: Room | None = None  # of the largest decode worker, kept by the scheduler; None while there is none
+        self.room: Room | None = (
+            None  # of the largest decode worker, or the last that was; kept by the scheduler; None before the first
+        )
 
     # ---- the queue
 

@@ -204,3 +204,13 @@ def test_a_job_that_was_long_in_service_does_not_take_its_place_back_at_once(pol
     b.sent += b.core.tick(b.now)
     assert (b.state("short"), b.state("long")) == ("decoding", "queued")
     assert b.take(Preempt) == []
+
+
+def test_old_word_of_a_drop_is_not_believed() -> None:
+    b = bench(host_pages=0)
+    dropping(b)
+    dropped(b, "long", number=0)
+    assert b.state("long") == "decoding"
+    assert b.take(Reserve) == []
+    dropped(b, "long", number=1)
+    assert b.state("long") == "queued"

@@ -14,6 +14,7 @@ from scheduler.forecast import LEVELS
 from scheduler.policies import Room
 from scheduler.predictor import LEVELS as PREDICTED_LEVELS
 from scheduler.predictor import Prediction
+from scheduler.recent import REFRESH_EVERY
 from tests.scheduler.fakes import Bench, decode_info, make_job, prefill_info
 from transport.messages import Heartbeat, WorkerLoad
 
@@ -142,6 +143,12 @@ def test_policies_know_the_typical_worker_and_the_largest_room() -> None:
         prefill_info("p1"), decode_info("d1"), decode_info("d2", capacity_pages=99, max_jobs=3), policy="packhorse"
     )
     assert b.core.policy.room == Room(99, 3)
+    b.sent += b.core.unreachable(b"d2", b.now)
+    assert b.core.policy.room == Room(20, 8)
+    b.sent += b.core.unreachable(b"d1", b.now)
+    assert b.core.policy.room == Room(20, 8), "as long as nothing else is known"
+    b.register(decode_info("d1"))
+    b.register(decode_info("d2", capacity_pages=99, max_jobs=3))
     cost, typical = b.core.experience.cost, TypicalCost()
     for worker_id, b_decode in (("d1", 1.0), ("d2", 3.0)):
         cost.worker(worker_id).decode.coefficients = (0.0, b_decode, 0.0)
@@ -199,3 +206,12 @@ def test_the_status_has_the_longest_wait() -> None:
         b.submit(make_job(job_id))
         b.wait(3)
     assert b.core.status(b.now).queue_seconds == 6.0
+
+
+def test_policy_and_placement_hear_of_jobs_that_ended_by_themselves() -> None:
+    b = bench(policy="packhorse", placement="predicted")
+    before = [vars(b.core.policy)["recent"].forecast(1000), vars(b.core.placement)["_recent"].forecast(1000)]
+    for i in range(REFRESH_EVERY):
+        run(b, f"j{i}")
+    after = [vars(b.core.policy)["recent"].forecast(1000), vars(b.core.placement)["_recent"].forecast(1000)]
+    assert all(now.quantile(0.5) < then.quantile(0.5) for now, then in zip(after, before, strict=True))

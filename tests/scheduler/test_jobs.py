@@ -99,6 +99,22 @@ def test_a_dropped_job_has_the_time_for_decoding_in_every_state() -> None:
     assert job.deadline == last - 1 + LIMITS.releasing
 
 
+def test_a_dropped_job_keeps_what_it_cost_and_nothing_of_where_it_was() -> None:
+    job = at(JobState.DECODING)
+    job.held_pages, job.paused, job.queue_seconds = 3, True, 2.0
+    job.stats = JobStats(prefill_seconds=0.5, bytes_shipped=7)
+    assert job.requeued("d1", Replay(tokens=(1, 2), stats=JobStats(preemptions=1)), 9)
+    assert job.replay is not None
+    assert (job.replay.stats.prefill_seconds, job.replay.stats.bytes_shipped, job.replay.stats.preemptions) == (
+        0.5,
+        7,
+        1,
+    )
+    assert (job.held_pages, job.paused, job.holds) == (0, False, {})
+    job.place("p1", "d1", 12)
+    assert job.queue_seconds == 2.0 + 3
+
+
 def test_one_token_needs_no_decode_worker() -> None:
     job = tracked(max_tokens=1)
     assert not job.needs_decode

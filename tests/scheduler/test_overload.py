@@ -198,6 +198,30 @@ def test_those_ahead_are_those_that_would_be_placed_before(policy: str) -> None:
         assert ahead == before
 
 
+def test_of_one_class_the_newest_makes_way() -> None:
+    bench = Bench(prefill_info(max_jobs=1), decode_info(max_jobs=1), max_queue=3)
+    for name in ("runs", "old", "middle", "new"):
+        bench.submit(with_class(name, 0))
+        bench.now += 1
+    bench.submit(with_class("high", 1))
+    assert codes(bench) == {"new": "overloaded"}
+
+
+def test_a_wish_that_prefill_alone_would_break_is_refused_only_where_waits_are_known() -> None:
+    fresh = Bench(prefill_info(max_jobs=1), decode_info(max_jobs=1))
+    for job in (make_job("runs"), make_job("waits"), within("hasty", 1e-6)):
+        fresh.submit(job)
+    assert codes(fresh) == {}
+    bench = busy_bench(1.0, 3)
+    prompt = {"prompt": (1,) * 900, "max_ttft_seconds": 5.0}
+    assert bench.core.experience.typical.prefill_seconds(900) < 0.1
+    bench.submit(make_job("soon").model_copy(update=prompt))
+    assert codes(bench) == {}
+    bench.core.experience.typical.prefill_seconds = lambda tokens, cached_tokens=0: 0.005 * tokens  # type: ignore[method-assign]
+    bench.submit(make_job("late").model_copy(update=prompt))
+    assert codes(bench) == {"late": "overloaded"}
+
+
 # ---- simulated
 
 

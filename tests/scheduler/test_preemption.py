@@ -253,3 +253,54 @@ def test_a_job_that_is_out_comes_before_a_longer_one_in_the_queue() -> None:
     b.decoded(job_id="short")
     assert b.take(Resume) == [Resume(job_id="middle")]
     assert b.take(Reserve) == []
+
+
+def test_nobody_is_stopped_where_that_would_not_make_enough_room() -> None:
+    """Host memory holds one of the two, and both are sooner done than computed again."""
+    b = bench(host_pages=3)
+    for job_id in ("one", "two"):
+        decoding(b, job_id, 190)
+        b.core.jobs[job_id].progress.generated = 150
+    b.submit(make_job("whole pool", prompt_tokens=380, max_tokens=4))
+    assert b.take(Preempt) == []
+    assert b.state("whole pool") == "queued"
+
+
+def test_places_of_jobs_that_are_coming_are_no_room() -> None:
+    b = Bench(prefill_info("p1"), decode_info("d1", max_jobs=2, host_pages=20), policy="srpt-oracle")
+    decoding(b, "long", 380)
+    b.submit(make_job("coming", max_tokens=100))
+    b.submit(make_job("short", max_tokens=70))
+    assert b.take(Preempt) == [Preempt(job_id="long", number=1)]
+
+
+def test_all_workers_are_looked_at_in_turn() -> None:
+    """Five run what is shorter than the job that waits; a few are looked at at a time."""
+    b = busy_workers(6)
+    for job in list(b.core.jobs.values())[:5]:
+        job.progress.generated = 379
+    b.submit(make_job("short", max_tokens=70))
+    for _ in range(3):
+        look_again(b)
+    (peer,) = [peer for peer, message in b.sent if isinstance(message, Preempt)]
+    assert peer == b"d6"
+
+
+def test_nobody_is_stopped_on_a_worker_whose_context_is_too_small() -> None:
+    b = Bench(prefill_info("p1"), policy="srpt-oracle")
+    b.register(decode_info("small", capacity_pages=6, host_pages=20, max_context_tokens=400))
+    decoding_on(b, "small", "long-1", 385)
+    b.register(decode_info("large", capacity_pages=6, host_pages=20))
+    decoding_on(b, "large", "long-2", 380)
+    b.submit(make_job("short", prompt_tokens=410, max_tokens=5))
+    for _ in range(3):
+        look_again(b)
+    assert {peer for peer, message in b.sent if isinstance(message, Preempt)} <= {b"large"}
+
+
+def decoding_on(b: Bench, worker_id: str, job_id: str, tokens: int) -> None:
+    b.submit(make_job(job_id, max_tokens=tokens))
+    b.reserved(worker_id, job_id=job_id)
+    b.prefilled(job_id=job_id)
+    assert b.state(job_id) == "decoding"
+    b.sent.clear()
