@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol
@@ -19,9 +19,12 @@ _REMEMBERED = 1 << 15  # answers: plans ask again of jobs that have made no prog
 
 
 class LengthPrediction(Protocol):
-    """What is asked of a predictor's answer: tokens of output at level 0 < p < 1, and a score (higher is shorter)."""
+    """What is asked of a predictor's answer: tokens of output at level 0 < p < 1, in the mean, and a score (higher is shorter)."""
 
     def quantile(self, p: float) -> float: ...
+
+    @property
+    def mean(self) -> float: ...
 
     @property
     def score(self) -> float: ...
@@ -31,13 +34,15 @@ class LengthPrediction(Protocol):
 class Forecast:
     """`tokens` are the output lengths at LEVELS, non-decreasing, each in 1..`max_tokens`; `score` is higher for shorter jobs.
 
-    `least` is what the output cannot fall short of: more than 1 where the forecast was made of a job that runs.
+    `least` is what the output cannot fall short of: more than 1 where the forecast was made of a job that runs. `expected` is the mean,
+    where it is predicted apart from the quantiles, which tell little of it; then it is what Gittins' index is about.
     """
 
     tokens: tuple[float, ...]
     max_tokens: int
     score: float = 0.0
     least: float = 1.0
+    expected: float | None = None
 
     @classmethod
     def unknown(cls, max_tokens: int) -> Forecast:
@@ -46,7 +51,10 @@ class Forecast:
 
     @classmethod
     def of(cls, prediction: LengthPrediction, max_tokens: int) -> Forecast:
-        return cls.made([prediction.quantile(level) for level in LEVELS], max_tokens, prediction.score)
+        """A mean that is none of such quantiles, which no distribution has, does not count."""
+        made = cls.made([prediction.quantile(level) for level in LEVELS], max_tokens, prediction.score)
+        possible = made.tokens[0] <= prediction.mean <= made._longest()
+        return replace(made, expected=prediction.mean) if possible else made
 
     @classmethod
     def made(cls, tokens: Sequence[float], max_tokens: int, score: float = math.nan, least: float = 1.0) -> Forecast:
@@ -101,9 +109,10 @@ class Forecast:
         is left where the length is known, more where it is uncertain, and rises when a job outlives its likely lengths.
         """
         most = max(1.0, float(self.max_tokens - generated))
-        if self._exact or generated >= self._longest():
-            return self.remaining(0.5, generated)
-        return min(max(1.0, _gittins(self, generated)), most)
+        belief = self if self.expected is None else _around_mean(self)
+        if belief._exact or generated >= belief._longest():
+            return belief.remaining(0.5, generated)
+        return min(max(1.0, _gittins(belief, generated)), most)
 
     def share_below(self, tokens: float) -> float:
         """The level at which the quantile reaches `tokens`."""
@@ -132,6 +141,14 @@ def _conditioned(forecast: Forecast, p: float, generated: int) -> float:
     """The length at level p of those that are longer than `generated`."""
     passed = forecast.share_below(generated)
     return forecast.quantile(passed + p * (1.0 - passed))
+
+
+@lru_cache(_REMEMBERED)
+def _around_mean(forecast: Forecast) -> Forecast:
+    """The same distribution, stretched so that its mean is `expected`."""
+    assert forecast.expected is not None
+    stretch = forecast.expected / forecast.mean
+    return Forecast.made([tokens * stretch for tokens in forecast.tokens], forecast.max_tokens, forecast.score)
 
 
 @lru_cache(_REMEMBERED)

@@ -26,7 +26,7 @@ from transport.messages import Job
 LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 LEARN_BATCH = 32
 QUEUE_JOBS = 8192
-FILE_VERSION = 2
+FILE_VERSION = 3
 
 Floats = npt.NDArray[np.float64]
 State = dict[str, npt.NDArray[Any]]

@@ -51,14 +51,21 @@ class Calibration:
         """The distribution around `estimate`, a log length, within 1 to max_tokens; ignorant before the first error."""
         if not self:
             return Prediction.ignorant(max_tokens)
+        *lengths, mean = np.clip(self._row(estimate), 1.0, max_tokens).tolist()
+        return Prediction(tuple(lengths), mean, -estimate, source)
+
+    def mean(self, estimate: float, max_tokens: int) -> float:
+        """The mean of the distribution around `estimate`, within 1 to max_tokens; there must be an error to know it by."""
+        return min(max(float(self._row(estimate)[-1]), 1.0), float(max_tokens))
+
+    def _row(self, estimate: float) -> Floats:
+        """[LEVELS, and the mean] tokens"""
         place = min(max(estimate / BIN_WIDTH - 0.5, 0.0), BINS - 1.0)
         low = min(int(place), BINS - 2)
         share = place - low
         table = self._table
-        row = np.exp(np.minimum(estimate + (1 - share) * table[low] + share * table[low + 1], 20.0))
-        row = np.clip(row, 1.0, max_tokens)
-        *lengths, mean = row.tolist()
-        return Prediction(tuple(lengths), mean, -estimate, source)
+        row: Floats = np.exp(np.minimum(estimate + (1 - share) * table[low] + share * table[low + 1], 20.0))
+        return row
 
     def _refresh(self) -> None:
         counts = np.minimum(np.maximum((self.added + 1) // 2, np.minimum(self.added, ENOUGH)), RECENT)

@@ -1,85 +1,104 @@
-"""The default predictor, ours: a regressor, a ranker and retrieved neighbours as measurements of one log length, calibrated quantiles.
+"""The default predictor, ours: linear models and retrieved neighbours as measurements of one log length, calibrated quantiles, and a mean.
 
-Regressor and ranker are averaged, and count like PRIOR_WEIGHT neighbours; a neighbour counts the more, the nearer it is. So a prompt
-that was seen before is predicted by what it came to, and a new one by the two models with a little help. Quantiles come from the
-newest errors of exactly this.
+The regressor, which learns at once, and the ridge regression on roots, which learns better, are averaged, and count like PRIOR_WEIGHT
+neighbours; a neighbour counts the more, the nearer it is. So a prompt that was seen before is predicted by what it came to, and a new
+one by the models with a little help. Quantiles come from the newest errors of exactly this. The mean is predicted apart, by ridge
+regression on the lengths themselves and the same neighbours: it knows which of two jobs with like medians may become the longer one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .base import LEARN_BATCH, Floats, JobFeatures, Observation, Prediction, Saved
+from .base import Floats, JobFeatures, Observation, Prediction, Saved
 from .calibration import Calibration
 from .embedding import SentenceModel
 from .features import Rows
-from .linear import SparseLinear
-from .rank import RANK_RATE, RankLoss
 from .regressor import calibrate
-from .replay import Sample
 from .retrieval import NEIGHBOURS, Retrieval, neighbour_weights
+from .ridge import POWERS, Ridge
 from .store import CAPACITY
 
-PRIOR_WEIGHT = 1.0
-RANK_SHARE = 0.4
+PRIOR_WEIGHT = 2.0
+RIDGE_SHARE = 0.7
+SOURCES = ("regressor", "retrieval")
 
 
 class Learned(Retrieval):
-    """Errors are kept apart for jobs that neighbours decide and jobs that the regressor decides: the former are far surer."""
+    """Errors are kept apart for jobs that neighbours decide and jobs that the models decide: the former are far surer."""
 
     name: ClassVar[str] = "learned"
 
     def __init__(self, seed: int = 0, capacity: int = CAPACITY, embedding: SentenceModel | None = None) -> None:
         super().__init__(seed, capacity, embedding)
-        self._rank_loss, self._ranker = RankLoss(seed), SparseLinear(RANK_RATE)
-        self._calibrations = {"regressor": Calibration(), "retrieval": Calibration()}
+        self.ridge = Ridge(self.regressor.replay, self.regressor.featurizer)
+        self._calibrations = {source: Calibration() for source in SOURCES}
+        self._means = {source: Calibration() for source in SOURCES}
 
     def predict(self, job: JobFeatures) -> Prediction:
         if not self.store.added:
             return Prediction.ignorant(job.max_tokens)
-        estimates, by_neighbours = self._blend([job], self.regressor.row(job))
-        source = "retrieval" if by_neighbours[0] else "regressor"
-        own, general = self._calibrations[source], self._calibrations["regressor"]
-        calibration = own if own.ready or not general else general
-        return calibration.prediction(float(estimates[0]), job.max_tokens, source)
+        estimates, by_neighbours = self._estimates([job], self.regressor.row(job))
+        source = SOURCES[int(by_neighbours[0])]
+        calibration, means = (_ready(parts, source) for parts in (self._calibrations, self._means))
+        if not calibration:
+            return Prediction.ignorant(job.max_tokens)
+        said = calibration.prediction(float(estimates[0, 0]), job.max_tokens, source)
+        return Prediction(said.lengths, means.mean(float(estimates[1, 0]), job.max_tokens), said.score, source)
 
     def learn_batch(self, batch: Sequence[Observation]) -> None:
         prompts = self.regressor.read(batch)
-        if not self.store.added:
-            self._rank_loss.start(np.array([seen.log_tokens for seen in batch]))
         jobs = [seen.job for seen in batch]
-        estimates, by_neighbours = self._blend(
-            jobs, self.regressor.featurizer.rows(prompts, [job.length for job in jobs])
-        )
+        rows = self.regressor.featurizer.rows(prompts, [job.length for job in jobs])
+        estimates, by_neighbours = self._estimates(jobs, rows)
         samples = self.regressor.train(batch, prompts)
+        self.ridge.advance(len(batch))
         self._remember(batch)
-        for source, chosen in (("regressor", ~by_neighbours), ("retrieval", by_neighbours)):
+        for source, chosen in zip(SOURCES, (~by_neighbours, by_neighbours), strict=True):
             numbers = np.flatnonzero(chosen)
             if len(numbers):
-                calibrate(self._calibrations[source], estimates[numbers], [samples[i] for i in numbers])
+                decided = [samples[i] for i in numbers]
+                for parts, logs in zip((self._calibrations, self._means), estimates, strict=True):
+                    calibrate(parts[source], logs[numbers], decided)
 
-    def on_trained(self, samples: Sequence[Sample], rows: Rows) -> None:
-        super().on_trained(samples, rows)
-        slopes = self._rank_loss.slopes(self._ranker.outputs(rows), samples)
-        self._ranker.step(rows, slopes, len(samples) / LEARN_BATCH)
-
-    def _blend(self, jobs: Sequence[JobFeatures], rows: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """[jobs] estimated log lengths, and whether neighbours outweigh the regressor in them."""
-        ranked = self._rank_loss.lengths(self._ranker.outputs(rows))
-        estimates = (1 - RANK_SHARE) * self.regressor.estimates(rows) + RANK_SHARE * ranked
+    def _estimates(self, jobs: Sequence[JobFeatures], rows: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """[2, jobs] estimated log lengths, for quantiles and for means; [jobs] whether neighbours outweigh the models in them."""
+        estimates = self._by_models(rows)
         by_neighbours = np.zeros(len(jobs), np.bool_)
         for number, vector in enumerate(self.vectors(jobs, rows)):
-            cosines, lengths = self.store.search(vector, NEIGHBOURS, float(estimates[number]))
+            middle, mean = estimates[:, number].tolist()
+            cosines, lengths = self.store.search(vector, NEIGHBOURS, middle)
             weights = neighbour_weights(cosines)
             total = float(weights.sum())
-            estimates[number] = (PRIOR_WEIGHT * estimates[number] + float(weights @ lengths)) / (PRIOR_WEIGHT + total)
+            logs, tokens = float(weights @ lengths), float(weights @ np.exp(lengths))
+            middle = (PRIOR_WEIGHT * middle + logs) / (PRIOR_WEIGHT + total)
+            mean = math.log((PRIOR_WEIGHT * math.exp(mean) + tokens) / (PRIOR_WEIGHT + total))
+            estimates[:, number] = middle, mean
             by_neighbours[number] = total > PRIOR_WEIGHT
         return estimates, by_neighbours
 
+    def _by_models(self, rows: Rows) -> Floats:
+        """[2, rows]; the regressor's alone until the ridge regression has its first solution."""
+        estimates = np.tile(self.regressor.estimates(rows), (len(POWERS), 1))
+        solution = self.ridge.solution
+        if solution is not None:
+            roots, means = solution.log_lengths(rows)
+            estimates[0] = (1 - RIDGE_SHARE) * estimates[0] + RIDGE_SHARE * roots
+            estimates[1] = means
+        return estimates
+
     def _parts(self) -> dict[str, Saved]:
-        own: dict[str, Saved] = {"rank_loss": self._rank_loss, "ranker": self._ranker}
-        return {**super()._parts(), **own, **{f"errors_{name}": part for name, part in self._calibrations.items()}}
+        errors = {f"errors_{source}": part for source, part in self._calibrations.items()}
+        means = {f"means_{source}": part for source, part in self._means.items()}
+        return {**super()._parts(), "ridge": self.ridge, **errors, **means}
+
+
+def _ready(parts: dict[str, Calibration], source: str) -> Calibration:
+    """The source's own, where it has enough errors to be believed; otherwise those of jobs that the models decide, where there are any."""
+    own, general = parts[source], parts[SOURCES[0]]
+    return own if own.ready or not general else general

@@ -58,6 +58,11 @@ class Replay:
         ages = np.unique(((size + 1.0) ** rng.random(count)).astype(np.int64) - 1)
         return [self._samples[(self.added - 1 - age) % self.capacity] for age in ages.tolist() if age < size]
 
+    def newest(self) -> list[Sample]:
+        """All that are kept, the oldest first."""
+        start = self.added % self.capacity if len(self._samples) == self.capacity else 0
+        return self._samples[start:] + self._samples[:start]
+
     def state(self) -> State:
         """The samples side by side; buckets one after the other with the number of each."""
         samples = self._samples

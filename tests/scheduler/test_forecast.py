@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -58,6 +59,34 @@ def test_gittins_index_is_what_is_left_where_that_is_known_and_rewards_a_chance_
     surely, maybe = Forecast.made([95, 98, 100, 102, 105], 1000), Forecast.made([2, 5, 100, 102, 105], 1000)
     assert maybe.gittins(0) < surely.gittins(0)
     assert maybe.gittins(20) == pytest.approx(surely.gittins(20), rel=0.3)  # it did not end soon
+
+
+@dataclass
+class Said:
+    """A prediction."""
+
+    lengths: tuple[float, ...]
+    mean: float
+    score: float = 0.0
+
+    def quantile(self, p: float) -> float:
+        return self.lengths[LEVELS.index(p)]
+
+
+def test_gittins_index_is_about_the_mean_where_that_is_predicted_apart() -> None:
+    alike = (40.0, 60.0, 100.0, 150.0, 200.0)
+    less, more = (Forecast.of(Said(alike, mean), 1000) for mean in (90.0, 180.0))
+    assert less.tokens == more.tokens == alike
+    assert less.gittins(0) < more.gittins(0)
+    assert more.gittins(0) == pytest.approx(2 * less.gittins(0), rel=0.01)
+    as_levels_have_it = Forecast.made(alike, 1000)
+    assert Forecast.of(Said(alike, as_levels_have_it.mean), 1000).gittins(30) == as_levels_have_it.gittins(30)
+
+
+@pytest.mark.parametrize("mean", [math.nan, math.inf, -5.0, 0.0, 39.0, 401.0])
+def test_a_mean_that_such_quantiles_cannot_have_does_not_count(mean: float) -> None:
+    alike = (40.0, 60.0, 100.0, 150.0, 200.0)
+    assert Forecast.of(Said(alike, mean), 1000) == Forecast.made(alike, 1000, score=0.0)
 
 
 @given(st.lists(ANY, min_size=len(LEVELS), max_size=len(LEVELS)), st.integers(1, 10**6), st.integers(0, 2 * 10**6))
