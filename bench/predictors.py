@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from scipy.stats import kendalltau
 from bench.machine import describe_machine
 from packhorse.errors import ConfigError
 from scheduler.forecast import Forecast
+from scheduler.planner.trace import MAX_TOKENS
 from scheduler.predictor import PREDICTORS, JobFeatures, Prediction, Predictor, Refiner, make_predictor
 from scheduler.predictor.base import LEARN_BATCH
 from scheduler.predictor.features import text_ids
@@ -32,6 +34,7 @@ DEFAULT_FILE = "lengths/vicuna7b_alpaca_train.jsonl.gz"
 NAMES = ("percentile", "regressor", "rank", "retrieval", "learned", "oracle")
 PARTS = ("held_out", "online", "refine", "speed")
 FOLDS = 5
+LEAST_PROMPTS = 2 * FOLDS  # two of each fold, or there is no order to compare
 WINDOWS = ((0, 250), (250, 1000), (1000, 2500), (2500, 5000), (5000, 10_000))
 REFINE_AT = (32, 64, 128, 256)
 CLOSE = 0.25
@@ -62,6 +65,8 @@ class PredictorOptions:
                     raise ConfigError(f"{field}={name!r} is not one of {', '.join(known)}", param=field)
         if not 1 <= self.folds <= FOLDS:
             raise ConfigError(f"folds={self.folds} is not between 1 and {FOLDS}", param="folds")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} is negative", param="seed")
 
 
 @dataclass(frozen=True)
@@ -97,16 +102,22 @@ def read_lengths(options: PredictorOptions) -> LengthData:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.name.endswith(".gz") else raw).decode("utf-8")
         rows = [json.loads(line) for line in text.split("\n") if line]
+        for number, row in enumerate(rows, start=1):
+            _check_row(number, row, options)
         kept = {row["prompt"]: row["output_tokens"] for row in reversed(rows)}  # the first of equal prompts
         prompts = list(dict.fromkeys(row["prompt"] for row in rows))
         columns = [[kept[prompt][name] for prompt in prompts] for name in (options.column, options.again)]
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(
-            f"data={path}: {error.strerror or error}; set {DATA_VARIABLE} or --data", param="data"
+            f"data={path}: {getattr(error, 'strerror', None) or error}; set {DATA_VARIABLE} or --data", param="data"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         needs = f"needs prompt and output_tokens with {options.column} and {options.again} in every line"
         raise ConfigError(f"data={path}: {needs} ({error!r})", param="data") from error
+    if len(prompts) < LEAST_PROMPTS:
+        raise ConfigError(
+            f"data={path}: {len(prompts)} different prompts; at least {LEAST_PROMPTS} are needed", param="data"
+        )
     ids = _encoder(options.tokens)
     lengths, again = (np.array(column, np.int64) for column in columns)
     jobs = [
@@ -114,6 +125,17 @@ def read_lengths(options: PredictorOptions) -> LengthData:
         for prompt, n in zip(prompts, lengths, strict=True)
     ]
     return LengthData(jobs, lengths, again)
+
+
+def _check_row(number: int, row: Any, options: PredictorOptions) -> None:
+    """Raises ValueError, KeyError or TypeError, as what is missing does."""
+    prompt, lengths = row["prompt"], row["output_tokens"]
+    if not isinstance(prompt, str):
+        raise ValueError(f"request {number}: prompt={prompt!r} is no text")
+    for name in (options.column, options.again):
+        value = lengths[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_TOKENS:
+            raise ValueError(f"request {number}: {name}={value!r} is no number of tokens")
 
 
 def _encoder(tokens: str) -> Any:

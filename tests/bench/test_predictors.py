@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -82,3 +83,29 @@ def test_bad_options_are_named(lengths_file: Path, tmp_path: Path) -> None:
         read_lengths(PredictorOptions(data=tmp_path / "missing.jsonl"))
     with pytest.raises(ConfigError, match="output_tokens with t9 and"):
         read_lengths(PredictorOptions(data=lengths_file, column="t9"))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("", "0 different prompts; at least 10 are needed"),
+        ('{"prompt": 5, "output_tokens": {"t0.0": 5, "t0.3": 5}}', "request 1: prompt=5 is no text"),
+        ('{"prompt": "a", "output_tokens": {"t0.0": NaN, "t0.3": 5}}', "request 1: t0.0=nan is no number of tokens"),
+        ('{"prompt": "a", "output_tokens": {"t0.0": 5, "t0.3": -1}}', "request 1: t0.3=-1 is no number of tokens"),
+        ('{"prompt": "a", "output_tokens": {"t0.0": 9e30, "t0.3": 1}}', "request 1: t0.0=9e"),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_named(tmp_path: Path, content: str, named: str) -> None:
+    path = tmp_path / "lengths.jsonl"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=named):
+        run_predictors(PredictorOptions(data=path))
+
+
+def test_a_damaged_archive_and_a_negative_seed_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "lengths.jsonl.gz"
+    path.write_bytes(gzip.compress(b"")[:10] + b"no deflated data")
+    with pytest.raises(ConfigError, match="Error -3 while decompressing"):
+        run_predictors(PredictorOptions(data=path))
+    with pytest.raises(ConfigError, match="seed=-1 is negative"):
+        PredictorOptions(seed=-1)
