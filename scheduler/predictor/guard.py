@@ -37,16 +37,18 @@ class Guarded(Predictor):
     def predict(self, job: JobFeatures) -> Prediction:
         try:
             said = self.inner.predict(job)
-            finite = math.isfinite(said.score) and math.isfinite(said.mean) and all(map(math.isfinite, said.lengths))
         except PackhorseError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, jobs go on
-            self._complain("predict", error)
-            finite = False
-        if not finite:
-            self.replaced += 1
-            return self.fallback.predict(job)
-        return self._within(said, job.max_tokens)
+            return self._instead(job, repr(error))
+        if all(map(math.isfinite, (said.score, said.mean, *said.lengths))):
+            return self._within(said, job.max_tokens)
+        return self._instead(job, f"no number in {said}")
+
+    def _instead(self, job: JobFeatures, why: str) -> Prediction:
+        self._complain("predict", why)
+        self.replaced += 1
+        return self.fallback.predict(job)
 
     def _within(self, said: Prediction, max_tokens: int) -> Prediction:
         lengths = tuple(sorted(min(max(length, 1.0), float(max_tokens)) for length in said.lengths))
@@ -63,12 +65,13 @@ class Guarded(Predictor):
         except PackhorseError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, jobs go on
+            self._complain("learn", repr(error))
             self.failed += 1
-            self._complain("learn", error)
 
-    def _complain(self, what: str, error: Exception) -> None:
-        if self.replaced + self.failed <= 1:
-            log.error("predictor %s cannot %s; recent traffic stands in: %r", self.name, what, error)
+    def _complain(self, what: str, why: str) -> None:
+        """Once: what fails for one job does for many."""
+        if not self.replaced + self.failed:
+            log.error("predictor %s cannot %s; recent traffic stands in: %s", self.name, what, why)
 
     def state(self) -> State:
         return self.inner.state()

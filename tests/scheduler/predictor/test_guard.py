@@ -68,6 +68,18 @@ def test_failing_to_learn_is_counted_and_said_once(caplog: pytest.LogCaptureFixt
     assert "predictor fake cannot learn" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("inner", "why"), [(Raising(), "ValueError('no idea')"), (NotANumber(), "no number in Prediction")]
+)
+def test_failing_to_predict_is_counted_and_said_once(inner: Fake, why: str, caplog: pytest.LogCaptureFixture) -> None:
+    guarded = Guarded(inner)
+    for _ in range(5):
+        guarded.predict(JOB)
+    assert guarded.replaced == 5
+    assert len(caplog.records) == 1
+    assert f"predictor fake cannot predict; recent traffic stands in: {why}" in caplog.text
+
+
 def test_the_inner_predictor_is_told() -> None:
     inner = Constant(5)
     guarded = Guarded(inner)
