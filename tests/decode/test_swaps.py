@@ -99,6 +99,7 @@ async def test_steps_go_on_during_a_copy_and_memory_isfree_once_it_is_done(side:
     both = side.pool.used_slots
     side.copier.open.clear()
     side.swaps.preempt(Preempt(job_id="a", number=1))
+    await until(lambda: side.pool.host_pages_used == 5)
     steps = side.steps
     side.gate.hold("b", 100)
     await side.tokens("b", 90)
@@ -116,6 +117,7 @@ async def test_steps_go_on_during_a_copy_and_memory_isfree_once_it_is_done(side:
 
     side.copier.open.clear()
     side.swaps.resume("a")
+    await until(lambda: side.pool.used_slots == both)
     side.gate.hold("b", 170)
     await side.tokens("b", 160)
     assert len(side.outputs["a"]) == stopped_at
