@@ -58,6 +58,7 @@ class Worker:
         self.loop: asyncio.AbstractEventLoop
         self.tokens = TokenSender(overflow=self._overflow, secret=config.secret_bytes)
         self._handling: set[asyncio.Task[None]] = set()
+        self._dropping: asyncio.Task[None] | None = None  # of every job, since the scheduler had forgotten them
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -180,8 +181,15 @@ class Worker:
             task = self.loop.create_task(self._release(message))
             self._handling.add(task)
             task.add_done_callback(self._handling.discard)
-        else:
+        elif await self._is_empty():
             await self.receive(message)
+
+    async def _is_empty(self) -> bool:
+        """Waits until jobs of an earlier registration hold nothing: the scheduler counts on their room. False: it has forgotten us anew."""
+        dropping = self._dropping
+        if dropping is not None and not dropping.done():
+            await asyncio.wait([dropping])
+        return dropping is self._dropping
 
     async def _release(self, message: Release) -> None:
         await self.drop(message.job_id, JobCancelledError(message.reason))
@@ -190,7 +198,7 @@ class Worker:
     def _lost(self) -> None:
         """The scheduler restarted or is silent: it will never release what we hold."""
         log.warning("the scheduler forgot this worker: dropping every job")
-        task = self.loop.create_task(self.drop_all())
+        task = self._dropping = self.loop.create_task(self.drop_all())
         self._handling.add(task)
         task.add_done_callback(self._handling.discard)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import threading
+import time
+from typing import Any
 
 import pytest
 
@@ -229,6 +232,43 @@ async def test_a_scheduler_that_restarts_finds_empty_workers(system: MakeSystem)
             await until(lambda: s.decodes[0].agent.registered and s.prefill.agent.registered)
             assert len(await s.client.run(_prompt(100), max_tokens=5)) == 5
             await s.client.until_idle()
+
+
+async def test_a_worker_that_was_given_up_has_let_go_of_all_before_it_takes_a_new_job(
+    system: MakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler counts it as empty as soon as it has registered anew; a step of its old job is still under way then."""
+    async with system(decode={"pool_pages": 4}, scheduler={"shed": False}) as s:
+        decode, step_may_end = s.decodes[0], threading.Event()
+        step_may_end.set()
+        gate_of(decode).hold("old", 10)
+        job = s.client.job(_prompt(100), max_tokens=100).model_copy(update={"job_id": "old"})
+        await s.client.submit(job)
+        await s.client.tokens("old", at_least=5)
+        waits = asyncio.create_task(s.client.run(_prompt(100, seed=1), max_tokens=100))
+        await _state(s, "queued")
+        forward, handle, came = decode.model.forward, vars(decode.agent)["_handle"], asyncio.Event()
+
+        def slow(*args: Any) -> Any:
+            assert step_may_end.wait(PATIENCE_SECONDS)
+            return forward(*args)
+
+        async def heard(message: Any) -> None:
+            if isinstance(message, Reserve):
+                came.set()
+            await handle(message)
+
+        step_may_end.clear()
+        monkeypatch.setattr(decode.model, "forward", slow)
+        monkeypatch.setattr(decode.agent, "_handle", heard)
+        gate_of(decode).hold("old", 1000)
+        await s.scheduler._send(s.scheduler.core.unreachable(b"decode-0", time.monotonic()))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await came.wait()
+        await asyncio.sleep(0)
+        step_may_end.set()
+        assert len(await waits) == 100
+        assert (await error_of(s.client, "old")).code == "worker_lost"
 
 
 async def test_a_broken_step_fails_its_jobs_and_the_worker_lives(
