@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scheduler.jobs import TrackedJob
 from tests.scheduler.fakes import Bench, decode_info, make_job, prefill_info
 from tests.scheduler.preemption_bench import bench, decoding, is_out
 from transport.messages import (
@@ -304,3 +305,34 @@ def decoding_on(b: Bench, worker_id: str, job_id: str, tokens: int) -> None:
     b.prefilled(job_id=job_id)
     assert b.state(job_id) == "decoding"
     b.sent.clear()
+
+
+def test_of_many_workers_some_are_looked_at_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.preemption.REVIEWED", 2)
+    names = [f"d{number}" for number in range(4)]
+    workers = (decode_info(name, capacity_pages=6, host_pages=20) for name in names)
+    b = Bench(prefill_info("p1", max_jobs=20), *workers, policy="srpt-oracle", placement="round-robin")
+    for kind, tokens, count in (("long", 380, 4), ("short", 200, 8)):  # two of the short ones fit where a long one was
+        for number in range(count):
+            b.now += 0.1
+            b.submit(make_job(f"{kind}-{number}", max_tokens=tokens))
+            for message in b.take(Preempt):
+                at = next(worker for worker in b.core.workers if message.job_id in worker.jobs).worker_id
+                b.hear(at.encode(), Preempted(job_id=message.job_id, worker_id=at, number=1))
+            (reserve,) = b.take(Reserve)
+            at = b.core.jobs[reserve.job.job_id].decode_worker
+            b.reserved(at, reserve.job.job_id)
+            b.prefilled(job_id=reserve.job.job_id)
+    looked_at: list[set[str]] = []
+    bring_back = b.core.preemption.bring_back
+
+    def looks(head: TrackedJob | None, now: float) -> None:
+        looked_at.append(set(b.core.preemption.due))
+        bring_back(head, now)
+
+    monkeypatch.setattr(b.core.preemption, "bring_back", looks)
+    for _ in range(4):
+        b.now += 0.1
+        b.core.tick(b.now)
+    assert [len(due) for due in looked_at] == [2] * 4
+    assert sorted(name for due in looked_at for name in due) == sorted(2 * names)
