@@ -21,7 +21,7 @@ from .embedding import SentenceModel
 from .features import Rows
 from .regressor import calibrate
 from .retrieval import NEIGHBOURS, Retrieval, neighbour_weights
-from .ridge import POWERS, Ridge
+from .ridge import Ridge
 from .store import CAPACITY
 
 PRIOR_WEIGHT = 2.0
@@ -84,13 +84,11 @@ class Learned(Retrieval):
 
     def _by_models(self, rows: Rows) -> Floats:
         """[2, rows]; the regressor's alone until the ridge regression has its first solution."""
-        estimates = np.tile(self.regressor.estimates(rows), (len(POWERS), 1))
-        solution = self.ridge.solution
-        if solution is not None:
-            roots, means = solution.log_lengths(rows)
-            estimates[0] = (1 - RIDGE_SHARE) * estimates[0] + RIDGE_SHARE * roots
-            estimates[1] = means
-        return estimates
+        regressed, solution = self.regressor.estimates(rows), self.ridge.solution
+        if solution is None:
+            return np.stack([regressed, regressed])
+        roots, means = solution.log_lengths(rows)
+        return np.stack([(1 - RIDGE_SHARE) * regressed + RIDGE_SHARE * roots, means])
 
     def _parts(self) -> dict[str, Saved]:
         errors = {f"errors_{source}": part for source, part in self._calibrations.items()}

@@ -22,7 +22,9 @@ from .base import Floats, State, checked
 from .features import COLUMNS, Featurizer, Rows
 from .replay import Replay, Sample, log_tokens, telling
 
-POWERS = (0.5, 1.0)  # of the lengths: roots for lengths near the middle, the lengths themselves for their mean
+POWERS = np.array(
+    [0.5, 1.0]
+)  # of the lengths: roots for lengths near the middle, the lengths themselves for their mean
 ALPHA = 1.0  # of rows whose n-grams have norm 1
 CLOSE = 0.02  # of the spread of the targets: residuals that are let be
 MOST_STEPS = 24
@@ -45,7 +47,7 @@ class Solution:
         """[powers, rows], each at least 0: the logs of lengths whose powers the outputs are."""
         products = rows.values[:, None] * self.weights[rows.columns]
         outputs = np.add.reduceat(products, rows.starts, axis=0, dtype=np.float64) * self.spreads + self.offsets
-        logs: Floats = np.log(np.maximum(outputs, 1.0)).T / np.array(POWERS)[:, None]
+        logs: Floats = np.log(np.maximum(outputs, 1.0)).T / POWERS[:, None]
         return logs
 
 
@@ -86,7 +88,7 @@ class Ridge:
             blocks.append(_matrix(rows))
             lengths.append(self._lengths(part, rows))
             yield BUILD * len(part) + FIXED
-        targets = np.concatenate(lengths) ** np.array(POWERS)[:, None]
+        targets = np.concatenate(lengths) ** POWERS[:, None]
         offsets, spreads = targets.mean(axis=1), targets.std(axis=1) + 1e-9
         serials = np.array([sample.serial for sample in samples])
         duals = self._warm(serials)
