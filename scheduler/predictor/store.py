@@ -133,7 +133,9 @@ class PromptStore:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
         index = self._index
         slots = index.near(vector) if len(index.leaders) else np.arange(len(self))
-        slots = slots[~self._cut[slots] | (self._log_tokens[slots] > believed)]
+        cut = self._cut[slots]
+        if cut.any():
+            slots = slots[~cut | (self._log_tokens[slots] > believed)]
         codes = self._codes.take(slots, axis=0).astype(np.float32)
         cosines = (codes @ vector) * (self._scales[slots] / norm)
         if len(slots) > count:
