@@ -8,7 +8,7 @@
   even where outputs are not. A job that was dropped takes its prefill again, and a place for each token up to where it was.
 - Uncertainty: the expected tokens are Gittins' index of the forecast's distribution, given what is generated, not a point estimate: a
   job that may end soon is tried before one that is surely of middling length, and one that has outlived its likely lengths falls
-  back. A quantile can be set instead (`level`).
+  back. Where the mean is predicted apart from the quantiles, they are stretched to it. A quantile can be set instead (`level`).
 - Preemption with a margin: a running job's rank counts KEEP of itself, so that only much shorter jobs stop it: the less certain the
   predictions, the less preemption gains. TRAIL's cutoff (arXiv 2410.01035) has the same aim; the margin needs no length.
 - Ageing: a job that has waited for `max_wait_seconds`, in the queue or preempted, goes first, in order of arrival, until it is done.

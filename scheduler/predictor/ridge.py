@@ -4,8 +4,9 @@ Least squares tell what stochastic steps with L1 loss do not: the expected lengt
 get short answers, the kind that sometimes gets a long one is the longer on average, and the average is what an order by length is about.
 
 Solved in its dual form, (X X' + ALPHA) a = targets, by conjugate gradients (Hestenes and Stiefel 1952): one unknown for each sample,
-which the next solution starts from. A solution is worked at in slices of a few milliseconds, so that it fits into any budget of time;
-how far it comes is a matter of how many jobs were learned from, not of the clock. Targets, powers and all constants are ours.
+which the next solution starts from. A solution is worked at in slices, most of them of a millisecond, the longest, which make a block of
+rows, of 20 to 30, so that it goes on within small budgets of time; how far it comes is a matter of how many jobs were learned from, not of
+the clock. Targets, powers and all constants are ours.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from .base import Floats, State, checked
 from .features import COLUMNS, Featurizer, Rows
 from .replay import Replay, Sample, log_tokens, telling
 
-POWERS = np.array(
-    [0.5, 1.0]
-)  # of the lengths: roots for lengths near the middle, the lengths themselves for their mean
+# Of the lengths: their roots, for lengths near the middle, and the lengths themselves, for their mean.
+POWERS = np.array([0.5, 1.0])
 ALPHA = 1.0  # of rows whose n-grams have norm 1
 CLOSE = 0.02  # of the spread of the targets: residuals that are let be
 MOST_STEPS = 24
