@@ -295,7 +295,7 @@ async def test_a_job_that_fails_and_is_released_at_once_leaves_once(system: Make
     async with system() as s:
         worker, job = s.decodes[0], s.client.job(_prompt(100), max_tokens=900)
         await held(s, job)
-        await s.client.tokens(job.job_id, at_least=2)  # token 1 comes from the prefill worker, maybe before all pages have
+        await s.client.tokens(job.job_id, at_least=2)  # token 1 is the prefill worker's, and may be before the pages
         for _ in range(2):
             worker.fail_gateway(job.reply_to, PackhorseError("takes no tokens"))
         await worker.drop(job.job_id, JobCancelledError("left"))
