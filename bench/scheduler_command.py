@@ -80,27 +80,27 @@ def scheduler(
         "workload": workload, "policy": policy, "predictor": predictor, "placement": placement, "load": load,
         "rate": rate, "kv_format": kv_format,
     }  # fmt: skip
-    given = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
+    several = {name: tuple(dict.fromkeys(values)) for name, values in lists.items() if values}
     from bench.report import check_writable
 
+    given = [name for name in context.params if _is_given(context, name)]
     with config_errors():
         if json:
             check_writable("json", json)
         if scale or against_live or heterogeneous:
-            _run_alone(context, repeats, json)
+            _run_alone(given, repeats, json)
             return
-        _check_heeded([name for name in context.params if _is_given(context, name)])
+        _check_heeded(given)
         single = {
             "requests": requests, "seeds": seeds, "load_of": load_of, "cluster": cluster, "max_batch": max_batch,
             "arrivals": arrivals, "frozen": frozen, "tool_pauses": tool_pauses, "failures": failures,
             "failure_seconds": failure_seconds, "named_devices": named_devices, "prefix_cache": prefix_cache,
         }  # fmt: skip
-        _run_grid({**single, **given}, (slo_ttft, slo_tpot), json, plot, saturation=saturation)
+        _run_grid({**single, **several}, (slo_ttft, slo_tpot), json, plot, saturation=saturation)
 
 
-def _run_alone(context: typer.Context, repeats: int, json: Path | None) -> None:
+def _run_alone(given: Collection[str], repeats: int, json: Path | None) -> None:
     """One of the runs that have their own workloads and clusters. A flag that would have no effect is refused."""
-    given = [name for name in context.params if _is_given(context, name)]
     alone = [name for name in given if name in _ALONE]
     heard = {*alone[:1], "json", *(["repeats"] if alone == ["against_live"] else [])}
     if others := [name for name in given if name not in heard]:

@@ -129,14 +129,18 @@ class Ridge:
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raises ValueError where the arrays do not belong together."""
         if not state:
+            self.solution, self._work = None, None
             return
-        shape = (len(POWERS), len(state["serials"]))
-        scale = checked(state, "scale", np.empty((2, len(POWERS))))
-        self._serials = checked(state, "serials", np.empty(shape[1:], np.int64))
-        self._duals = checked(state, "duals", np.empty(shape))
+        shape = (len(POWERS), state["serials"].size)
+        serials = checked(state, "serials", np.empty(shape[1:], np.int64))
+        if (np.diff(serials) <= 0).any():
+            raise ValueError("serials do not ascend")
+        duals, scale = checked(state, "duals", np.empty(shape)), checked(state, "scale", np.empty((2, len(POWERS))))
         weights = checked(state, "weights", np.empty((COLUMNS, len(POWERS)), np.float32))
         self._paid = int(checked(state, "paid", np.array(0)))
+        self._serials, self._duals, self._work = serials, duals, None
         self.solution = Solution(weights, scale[0], scale[1])
 
 

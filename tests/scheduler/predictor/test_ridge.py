@@ -15,8 +15,6 @@ from scheduler.predictor.replay import Replay
 from scheduler.predictor.ridge import ALPHA, BLOCK, BUILD, FIXED, PAID, POWERS, Ridge
 from tests.scheduler.predictor.fakes import made_traffic, teach
 
-ENOUGH = 10**6  # jobs, to pay for any solution
-
 
 def filled(count: int, seed: int = 0) -> tuple[Replay, Featurizer, Rows, Floats]:
     """`count` samples, their rows, and their lengths in tokens."""
@@ -86,6 +84,20 @@ def test_samples_that_were_replaced_are_forgotten() -> None:
     assert [sample.serial for sample in replay.newest()] == [7, 8, 9, 10]
     solved(ridge)  # the last one was begun before the last job came
     assert ridge._serials.tolist() == [7, 8, 9, 10]
+
+
+def test_what_is_taken_over_replaces_what_was_there() -> None:
+    replay, featurizer, rows, _ = filled(200)
+    first, second = solved(Ridge(replay, featurizer)), Ridge(replay, featurizer)
+    second.advance(1)  # begins one of its own
+    second.restore(first.state())
+    assert first.solution is not None
+    assert second.solution is not None
+    assert (second.solution.log_lengths(rows) == first.solution.log_lengths(rows)).all()
+    second.restore({})
+    assert second.solution is None
+    with pytest.raises(ValueError, match="serials do not ascend"):
+        second.restore({**first.state(), "serials": np.zeros(200, np.int64)})
 
 
 def test_learned_knows_the_mean_of_a_kind_of_prompt_that_sometimes_gets_a_long_answer() -> None:
